@@ -1,0 +1,417 @@
+"""Folds: what a merger must know about a whole tensor or model before it treats a block.
+
+A fold is a monoid over the stream of blocks: `init`, `update` with one block's values, `join` two
+partial states, `finish`. The driver runs it in an earlier pass, in any order, on any number of
+threads or machines, and hands the result to the merger by name. `finish` may return another fold:
+then the values are streamed once more (an exact quantile takes two or three passes).
+
+Results never depend on the order of updates: counts are whole numbers, and partial sums are kept by
+block and added in the blocks' order.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from pluribus.core.arrays import Array, is_torch, like, per_expert
+from pluribus.core.merger import At, PerExpert, Scope, accepted
+
+Values = Callable[..., Array]  # (base, experts, *, at, **folded) -> (t, n) or (1, n)
+SMALL = 1 << 17  # up to so many elements are kept and selected from directly
+
+
+class Fold(Protocol):
+    """What the driver needs of a fold. `of` picks the values from a block."""
+
+    of: Values
+    scope: Scope
+
+    def init(self) -> Any:
+        """Return the empty state."""
+        ...
+
+    def update(self, state: Any, values: Array, at: At) -> Any:
+        """Return the state with one block's values taken in; may change `state`."""
+        ...
+
+    def join(self, one: Any, other: Any) -> Any:
+        """Return the state of two disjoint sets of blocks; may change `one`."""
+        ...
+
+    def finish(self, state: Any) -> Any:
+        """Return the result, or a further fold to run over the same values."""
+        ...
+
+
+def deltas(base: Array, experts: Array) -> Array:
+    """Task vectors: experts - base, (t, n)."""
+    return experts - base
+
+
+def magnitudes(base: Array, experts: Array) -> Array:
+    """Absolute task vectors, (t, n)."""
+    return abs(experts - base)
+
+
+def values_of(fold: Fold, base: Array | None, experts: Array, at: At, folded: Any) -> Array:
+    """Return the values a fold looks at in one block."""
+    return fold.of(base, experts, **accepted(fold.of, {"at": at, **folded}))
+
+
+def _rows(values: Array) -> list[np.ndarray]:
+    """Return the rows of (t, ...) values as flat numpy vectors."""
+    flat = values.reshape(values.shape[0], -1)
+    if is_torch(flat):
+        flat = flat.detach().cpu().numpy()
+    return [np.ascontiguousarray(row) for row in flat]
+
+
+# -- sums ------------------------------------------------------------------------------------------
+
+
+class _Parts(dict[tuple[int, int], np.ndarray]):
+    """Partial sums by block; added in the order of blocks."""
+
+    def total(self) -> np.ndarray:
+        out = None
+        for order in sorted(self):
+            out = self[order].copy() if out is None else out + self[order]
+        return np.zeros(0) if out is None else out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sum:
+    """Sum of the values of each row, in float64: (t,)."""
+
+    of: Values
+    scope: Scope = "tensor"
+
+    def init(self) -> _Parts:
+        """See `Fold`."""
+        return _Parts()
+
+    def update(self, state: _Parts, values: Array, at: At) -> _Parts:
+        """See `Fold`."""
+        from pluribus.kernels.fold import total
+
+        state[at.order] = np.array([total(row) for row in _rows(values)])
+        return state
+
+    def join(self, one: _Parts, other: _Parts) -> _Parts:
+        """See `Fold`."""
+        one.update(other)
+        return one
+
+    def finish(self, state: _Parts) -> np.ndarray:
+        """Return the sums."""
+        return state.total()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gram(Sum):
+    """Inner products between rows, in float64: (t, t). Its diagonal holds squared norms."""
+
+    def update(self, state: _Parts, values: Array, at: At) -> _Parts:
+        """See `Fold`."""
+        from pluribus.kernels.fold import dot
+
+        rows = _rows(values)
+        part = np.zeros((len(rows), len(rows)))
+        for i, x in enumerate(rows):
+            for j in range(i + 1):
+                part[i, j] = part[j, i] = dot(x, rows[j])
+        state[at.order] = part
+        return state
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extremes:
+    """Smallest and largest value of each row: (2, t)."""
+
+    of: Values
+    scope: Scope = "tensor"
+
+    def init(self) -> list[np.ndarray]:
+        """See `Fold`."""
+        return []
+
+    def update(self, state: list[np.ndarray], values: Array, at: At) -> list[np.ndarray]:
+        """See `Fold`."""
+        rows = [row for row in _rows(values) if row.size]
+        if not rows:
+            return state
+        found = np.array([[row.min() for row in rows], [row.max() for row in rows]])
+        return self.join(state, [found])
+
+    def join(self, one: list[np.ndarray], other: list[np.ndarray]) -> list[np.ndarray]:
+        """See `Fold`."""
+        if not one or not other:
+            return one or other
+        low, high = np.minimum(one[0][0], other[0][0]), np.maximum(one[0][1], other[0][1])
+        return [np.stack([low, high])]
+
+    def finish(self, state: list[np.ndarray]) -> np.ndarray:
+        """Return minima and maxima."""
+        return state[0]
+
+
+# -- exact order statistics ------------------------------------------------------------------------
+
+Ranks = Callable[[int, int], np.ndarray]  # (elements, rows) -> (t, k) 1-based ranks, largest first
+
+
+class Ranked(NamedTuple):
+    """Exact order statistics of each row."""
+
+    values: np.ndarray  # (t, k): the values at the ranks asked for
+    ranks: np.ndarray  # (t, k): those ranks, 1-based from the largest
+    above: np.ndarray  # (t, k): how many elements are strictly larger
+    equal: np.ndarray  # (t, k): how many are equal
+    size: int  # elements in a row
+
+
+@dataclass
+class _Digits:
+    """State of one radix pass: small inputs whole, larger ones as counts of 16-bit digits."""
+
+    size: int = 0
+    kept: list[np.ndarray] | None = field(default_factory=list)  # blocks of (t, n) while small
+    counts: np.ndarray | None = None  # (t, k, 65536)
+    width: int = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """Values at given ranks of each row, exact, by radix selection over the float bits.
+
+    The bits of non-negative floats sort as the floats do (negative ones after flipping), so counting
+    the top 16 bits finds the bin of each rank, and counting the next 16 inside that bin finds the
+    value. `ranks(elements, rows)` gives (t, k) ranks from 1, the largest.
+    """
+
+    of: Values
+    ranks: Ranks
+    scope: Scope = "tensor"
+    signed: bool = False  # False promises that no value is negative
+    found: "tuple[np.ndarray, np.ndarray, int] | None" = None  # prefixes, above, digits known
+
+    def init(self) -> _Digits:
+        """See `Fold`."""
+        return _Digits() if self.found is None else _Digits(kept=None)
+
+    def update(self, state: _Digits, values: Array, at: At) -> _Digits:
+        """See `Fold`."""
+        rows = _rows(values)
+        state.width = rows[0].dtype.itemsize * 8
+        state.size += rows[0].size
+        if state.kept is not None and state.size <= SMALL:
+            state.kept.append(np.stack(rows))
+            return state
+        self._spill(state, len(rows))
+        self._count(state, rows)
+        return state
+
+    def join(self, one: _Digits, other: _Digits) -> _Digits:
+        """See `Fold`."""
+        if one.size == 0:
+            return other
+        if other.size == 0:
+            return one
+        one.size += other.size
+        if one.kept is not None and other.kept is not None and one.size <= SMALL:
+            one.kept += other.kept
+            return one
+        for state in (one, other):
+            if state.counts is None:
+                kept = state.kept or []
+                self._spill(state, kept[0].shape[0])
+        assert one.counts is not None
+        assert other.counts is not None
+        one.counts += other.counts
+        return one
+
+    def finish(self, state: _Digits) -> "Ranked | Order":
+        """Return the order statistics, or the fold that counts the next digit."""
+        if state.kept is not None:
+            return self._direct(state)
+        counts = state.counts
+        assert counts is not None
+        t = counts.shape[0]
+        ranks = self.ranks(state.size, t)
+        k = ranks.shape[1]
+        if self.found is None:
+            counts = np.broadcast_to(counts, (t, k, counts.shape[2]))
+            prefixes, above, known = np.zeros((t, k), np.uint64), np.zeros((t, k), np.int64), 0
+        else:
+            prefixes, above, known = self.found
+        prefixes, above = prefixes.copy(), above.copy()
+        equal = np.zeros((t, k), np.int64)
+        for i, j in np.ndindex(t, k):
+            falling = counts[i, j, ::-1]
+            upto = above[i, j] + np.cumsum(falling)
+            at = int(np.searchsorted(upto, ranks[i, j], side="left"))
+            above[i, j] = upto[at] - falling[at]
+            equal[i, j] = falling[at]
+            prefixes[i, j] = (int(prefixes[i, j]) << 16) | (65535 - at)
+        known += 1
+        if known * 16 == state.width:
+            return Ranked(self._unkey(prefixes, state.width), ranks, above, equal, state.size)
+        return replace(self, found=(prefixes, above, known))
+
+    def _direct(self, state: _Digits) -> Ranked:
+        rows = np.concatenate(state.kept or [np.zeros((0, 0), np.float32)], axis=1)
+        ranks = self.ranks(state.size, rows.shape[0])
+        values = np.empty(ranks.shape, rows.dtype)
+        for i, row in enumerate(rows):
+            wanted = row.size - ranks[i]
+            values[i] = np.partition(row, wanted)[wanted] if row.size else 0
+        above = (rows[:, None, :] > values[:, :, None]).sum(2)
+        equal = (rows[:, None, :] == values[:, :, None]).sum(2)
+        return Ranked(values, ranks, above, equal, state.size)
+
+    def _spill(self, state: _Digits, rows: int) -> None:
+        """Turn kept blocks into counts."""
+        if state.counts is None:
+            k = 1 if self.found is None else self.found[0].shape[1]
+            state.counts = np.zeros((rows, k, 65536), np.int64)
+        kept, state.kept = state.kept, None
+        for block in kept or []:
+            self._count(state, list(block))
+
+    def _count(self, state: _Digits, rows: list[np.ndarray]) -> None:
+        from pluribus.kernels.fold import digits32, digits64
+
+        width = rows[0].dtype.itemsize * 8
+        word = np.uint32 if width == 32 else np.uint64
+        count = digits32 if width == 32 else digits64
+        assert state.counts is not None
+        known = 0 if self.found is None else self.found[2]
+        shift = word(width - 16 * (known + 1))
+        above = word(min(width - 16 * known, width - 1))
+        for i, row in enumerate(rows):
+            bits = row.view(word)
+            done: dict[int, int] = {}
+            for j in range(state.counts.shape[1]):
+                prefix = 0 if self.found is None else int(self.found[0][i, j])
+                if prefix in done:  # several ranks fall into one bin: count it once
+                    continue
+                done[prefix] = j
+                count(bits, self.signed, known > 0, word(prefix), above, shift, state.counts[i, j])
+
+    def _unkey(self, keys: np.ndarray, width: int) -> np.ndarray:
+        word, real = (np.uint32, np.float32) if width == 32 else (np.uint64, np.float64)
+        bits = keys.astype(word)
+        if self.signed:
+            top = word(1 << (width - 1))
+            bits = np.where(bits & top, bits & ~top, ~bits)
+        return np.ascontiguousarray(bits).view(real)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ties:
+    """How many elements equal the cut in each block, so that ties are broken by position."""
+
+    of: Values
+    scope: Scope
+    ranked: Ranked
+
+    def init(self) -> _Parts:
+        """See `Fold`."""
+        return _Parts()
+
+    def update(self, state: _Parts, values: Array, at: At) -> _Parts:
+        """See `Fold`."""
+        cuts = self.ranked.values
+        rows = _rows(values)
+        state[at.order] = np.array(
+            [[np.count_nonzero(row == cut) for cut in cuts[i]] for i, row in enumerate(rows)]
+        )
+        return state
+
+    def join(self, one: _Parts, other: _Parts) -> _Parts:
+        """See `Fold`."""
+        one.update(other)
+        return one
+
+    def finish(self, state: _Parts) -> "Selection":
+        """Return the selection with the number of ties before each block."""
+        before, seen = {}, np.zeros(self.ranked.values.shape, np.int64)
+        for order in sorted(state):
+            before[order] = seen.copy()
+            seen += state[order]
+        return Selection(self.ranked, before)
+
+
+class Selection(NamedTuple):
+    """Exactly `ranks[i, j]` largest elements of row i; equal ones by position, first come."""
+
+    ranked: Ranked
+    before: dict[tuple[int, int], np.ndarray] | None  # ties in earlier blocks, None if all are in
+
+    def cut(self, j: int = 0) -> np.ndarray:
+        """Smallest value kept by each row, (t,); infinite where nothing is kept."""
+        return np.where(self.ranked.ranks[:, j] > 0, self.ranked.values[:, j], np.inf)
+
+    def spare(self, at: At, j: int = 0) -> np.ndarray:
+        """How many elements equal to the cut this block may still keep, (t,)."""
+        quota = self.ranked.ranks[:, j] - self.ranked.above[:, j]
+        if self.before is None:
+            return np.full(quota.shape, np.iinfo(np.int64).max)
+        return np.maximum(quota - self.before[at.order][:, j], 0)
+
+    def mask(self, values: Array, at: At, j: int = 0) -> Array:
+        """Return which of a block's `values` (t, n) belong to the largest, as booleans."""
+        cut = like(self.cut(j), values).reshape(-1, *(1,) * (values.ndim - 1))
+        if self.before is None:
+            return values >= cut
+        spare = self.spare(at, j)
+        keep, tied = values > cut, values == cut
+        for i in range(values.shape[0]):
+            if 0 < spare[i]:
+                row = tied[i].reshape(-1)
+                first = row.cumsum(0) <= int(spare[i])
+                keep[i] |= (row & first).reshape(tied[i].shape)
+        return keep
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopK(Order):
+    """The exact `count` largest elements of each row, ties broken by position: a `Selection`.
+
+    `ranks` may ask for 0 (nothing kept). Several columns select nested sets.
+    """
+
+    def finish(self, state: _Digits) -> "Selection | TopK | Ties":
+        """Return the selection, or the next fold towards it."""
+        asked = replace(self, ranks=lambda n, t: np.maximum(self.ranks(n, t), 1))
+        if state.size == 0:
+            t = 1
+            none = np.zeros((t, 1), np.int64)
+            return Selection(Ranked(none.astype(np.float32), none, none, none, 0), None)
+        found = Order.finish(asked, state)
+        if isinstance(found, Order):
+            return replace(self, found=found.found)
+        found = found._replace(ranks=self.ranks(found.size, found.values.shape[0]))
+        if bool(np.all((found.above + found.equal == found.ranks) | (found.ranks == 0))):
+            return Selection(found, None)
+        return Ties(of=self.of, scope=self.scope, ranked=found)
+
+
+def share_of(
+    shares: PerExpert, *more: PerExpert, at_least: int = 1, official: bool = False
+) -> Ranks:
+    """Return ranks that keep int(share · n) elements, at least `at_least`, one column a share.
+
+    `official` keeps int(share · n) + 1, as TIES' published code does.
+    """
+
+    def ranks(size: int, rows: int) -> np.ndarray:
+        columns = []
+        for share in (shares, *more):
+            kept = [int(s * size) + (1 if official else 0) for s in per_expert(share, rows)]
+            columns.append([min(max(k, at_least), size) for k in kept])
+        return np.array(columns, np.int64).T
+
+    return ranks

@@ -1,0 +1,67 @@
+"""One registry per family: the key is the file's name, found on lookup, imported lazily.
+
+Outsiders join through entry points (`[project.entry-points."pluribus.merge"] name = "module:Class"`).
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Iterator, Mapping
+from importlib.metadata import entry_points
+from types import ModuleType
+from typing import Any
+
+from pluribus.core.errors import RecipeError, nearest
+
+
+class Registry(Mapping[str, type]):
+    """The classes of one family by name. Iterating imports nothing; indexing imports one file."""
+
+    def __init__(self, package: str, attribute: str, kind: str = "method") -> None:
+        self.package, self.attribute, self.kind = package, attribute, kind
+
+    def _package(self) -> ModuleType:
+        return importlib.import_module(self.package)
+
+    def __iter__(self) -> Iterator[str]:
+        own = (module.name for module in pkgutil.iter_modules(self._package().__path__))
+        names = {name for name in own if not name.startswith("_")}
+        names |= {point.name for point in entry_points(group=self.package)}
+        return iter(sorted(names))
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def __contains__(self, name: object) -> bool:
+        return name in set(self)
+
+    def __getitem__(self, name: str) -> type:
+        """Return the class registered as `name`. Raises RecipeError with the nearest name."""
+        for point in entry_points(group=self.package, name=name):
+            return point.load()
+        if name.startswith("_") or name not in self:
+            raise RecipeError(
+                f"no {self.kind} is called {name!r}; there are: {', '.join(self)}."
+                + nearest(name, self)
+            )
+        module = importlib.import_module(f"{self.package}.{name}")
+        for value in vars(module).values():
+            found = getattr(value, self.attribute, None) if isinstance(value, type) else None
+            if found is not None and found.name == name:
+                return value
+        raise RecipeError(f"{module.__file__} defines no {self.kind} called {name!r}")
+
+    def build(self, name: str, parameters: Mapping[str, Any]) -> Any:
+        """Construct the method called `name`; `lambda` is read as its field `scale`.
+
+        Raises RecipeError for an unknown name, InputError for a bad parameter.
+        """
+        cls = self[name]
+        values = dict(parameters)
+        if "lambda" in values:
+            if "scale" in values:
+                raise RecipeError(f"{name}: lambda and scale are the same parameter; give one")
+            values["scale"] = values.pop("lambda")
+        return cls(**values)
+
+
+MERGERS = Registry("pluribus.merge", "__pluribus_facts__", "merge method")

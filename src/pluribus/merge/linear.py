@@ -1,0 +1,36 @@
+"""Weighted average of the experts (model soups).
+
+Wortsman et al., ICML 2022, https://arxiv.org/abs/2203.05482; mergekit `linear`.
+
+    theta = sum_t w_t theta_t / sum_t w_t      (the divisor only if `normalize`)      (n,)
+
+Deviates from mergekit: weights that sum to zero are an error, not an infinity.
+"""
+
+from dataclasses import dataclass
+
+from pluribus.core.arrays import Array, Float, column, per_expert
+from pluribus.core.errors import InputError
+from pluribus.core.merger import PerExpert, merger
+
+
+@merger("linear", paper="arXiv:2203.05482", base="ignored")
+@dataclass(frozen=True, kw_only=True)
+class Linear:
+    """Weighted average; `base`, if named among the models, is an input like the others."""
+
+    weight: PerExpert = 1.0  # relative share of each expert
+    normalize: bool = True
+
+    def __call__(self, base: Array | None, experts: Float[Array, "t n"]) -> Float[Array, " n"]:
+        """Average the experts. Raises InputError if normalised weights sum to zero."""
+        weights = column(self.weight, experts)
+        if self.normalize:
+            total = sum(per_expert(self.weight, experts.shape[0]))
+            if abs(total) < 1e-8:
+                raise InputError(f"linear: weights {self.weight} sum to zero; set normalize: false")
+            weights = weights / total
+        merged = experts[0] * weights[0]
+        for expert, weight in zip(experts[1:], weights[1:], strict=True):
+            merged = merged + expert * weight
+        return merged
