@@ -9,7 +9,7 @@ Results never depend on the order of updates: counts are whole numbers, and part
 block and added in the blocks' order.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
@@ -170,6 +170,17 @@ class Ranked(NamedTuple):
     above: np.ndarray  # (t, k): how many elements are strictly larger
     equal: np.ndarray  # (t, k): how many are equal
     size: int  # elements in a row
+    ties: dict[tuple[int, int], np.ndarray] | None = None  # (t, k) equal ones by block, if known
+
+
+@dataclass
+class _Window:
+    """Digits among which a sample expects each rank, and every value seen there, by block."""
+
+    low: np.ndarray  # (t, k)
+    high: np.ndarray  # (t, k)
+    seen: dict[tuple[int, int], list[list[np.ndarray]]] = field(default_factory=dict)
+    held: int = 0  # values in `seen`
 
 
 @dataclass
@@ -177,9 +188,10 @@ class _Digits:
     """State of one radix pass: small inputs whole, larger ones as counts of 16-bit digits."""
 
     size: int = 0
-    kept: list[np.ndarray] | None = field(default_factory=list)  # blocks of (t, n) while small
+    kept: dict[tuple[int, int], np.ndarray] | None = field(default_factory=dict)  # while small
     counts: np.ndarray | None = None  # (t, k, 65536)
     width: int = 32
+    windows: list[_Window] | None = None  # None: the guess was given up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,10 +219,13 @@ class Order:
         state.width = rows[0].dtype.itemsize * 8
         state.size += rows[0].size
         if state.kept is not None and state.size <= SMALL:
-            state.kept.append(np.stack(rows))
+            state.kept[at.order] = np.stack(rows)
             return state
-        self._spill(state, len(rows))
-        self._count(state, rows)
+        if state.kept is not None:
+            self._spill(state, len(rows), np.stack(rows))
+        elif state.counts is None:
+            state.counts = self._zeros(len(rows))
+        self._count(state, rows, at.order)
         return state
 
     def join(self, one: _Digits, other: _Digits) -> _Digits:
@@ -221,15 +236,17 @@ class Order:
             return one
         one.size += other.size
         if one.kept is not None and other.kept is not None and one.size <= SMALL:
-            one.kept += other.kept
+            one.kept |= other.kept
             return one
         for state in (one, other):
-            if state.counts is None:
-                kept = state.kept or []
-                self._spill(state, kept[0].shape[0])
+            if state.kept is not None:
+                first = next(iter(state.kept.values()))
+                self._spill(state, first.shape[0], first)
         assert one.counts is not None
         assert other.counts is not None
         one.counts += other.counts
+        both = one.windows is not None and other.windows is not None
+        one.windows = [*one.windows, *other.windows] if both else None  # type: ignore[misc]
         return one
 
     def finish(self, state: _Digits) -> "Ranked | Order":
@@ -246,10 +263,12 @@ class Order:
             prefixes, above, known = np.zeros((t, k), np.uint64), np.zeros((t, k), np.int64), 0
         else:
             prefixes, above, known = self.found
+        prefixes_before = prefixes
         prefixes, above = prefixes.copy(), above.copy()
         equal = np.zeros((t, k), np.int64)
         for i, j in np.ndindex(t, k):
-            falling = counts[i, j, ::-1]
+            shared = next(jj for jj in range(k) if prefixes_before[i, jj] == prefixes_before[i, j])
+            falling = counts[i, shared, ::-1]
             upto = above[i, j] + np.cumsum(falling)
             at = int(np.searchsorted(upto, ranks[i, j], side="left"))
             above[i, j] = upto[at] - falling[at]
@@ -258,10 +277,13 @@ class Order:
         known += 1
         if known * 16 == state.width:
             return Ranked(self._unkey(prefixes, state.width), ranks, above, equal, state.size)
+        if known == 1 and self._guessed(state, prefixes):
+            return self._from_windows(state, prefixes, above, ranks)
         return replace(self, found=(prefixes, above, known))
 
     def _direct(self, state: _Digits) -> Ranked:
-        rows = np.concatenate(state.kept or [np.zeros((0, 0), np.float32)], axis=1)
+        blocks = state.kept or {(0, 0): np.zeros((0, 0), np.float32)}
+        rows = np.concatenate([blocks[order] for order in sorted(blocks)], axis=1)
         ranks = self.ranks(state.size, rows.shape[0])
         values = np.empty(ranks.shape, rows.dtype)
         for i, row in enumerate(rows):
@@ -269,18 +291,83 @@ class Order:
             values[i] = np.partition(row, wanted)[wanted] if row.size else 0
         above = (rows[:, None, :] > values[:, :, None]).sum(2)
         equal = (rows[:, None, :] == values[:, :, None]).sum(2)
-        return Ranked(values, ranks, above, equal, state.size)
+        ties = {
+            order: (blocks[order][:, None, :] == values[:, :, None]).sum(2) for order in blocks
+        }
+        return Ranked(values, ranks, above, equal, state.size, ties)
 
-    def _spill(self, state: _Digits, rows: int) -> None:
-        """Turn kept blocks into counts."""
-        if state.counts is None:
-            k = 1 if self.found is None else self.found[0].shape[1]
-            state.counts = np.zeros((rows, k, 65536), np.int64)
+    # Counting two digits would take two passes over the data. Most tensors need one: the first
+    # block predicts the top digit of each rank to within a few, and all values that have such a
+    # digit are kept aside, so that the exact value is found among them without reading again.
+
+    def _zeros(self, rows: int) -> np.ndarray:
+        k = 1 if self.found is None else self.found[0].shape[1]
+        return np.zeros((rows, k, 65536), np.int64)
+
+    def _spill(self, state: _Digits, rows: int, sample: np.ndarray) -> None:
+        """Turn kept blocks into counts, and predict the ranks' digits from them."""
+        state.counts = self._zeros(rows)
+        if self.scope == "tensor" and state.width == 32:
+            state.windows = [self._window(sample)]
         kept, state.kept = state.kept, None
-        for block in kept or []:
-            self._count(state, list(block))
+        for order, block in (kept or {}).items():
+            self._count(state, list(block), order)
 
-    def _count(self, state: _Digits, rows: list[np.ndarray]) -> None:
+    def _window(self, sample: np.ndarray) -> _Window:
+        t, n = sample.shape
+        stride = max(1, n // 16384)
+        picked = np.ascontiguousarray(sample[:, ::stride])
+        m = picked.shape[1]
+        # Ranks depend on the whole size; as shares of a notional large tensor they don't.
+        shares = self.ranks(1 << 30, t) / (1 << 30)
+        slack = 4 * np.sqrt(shares * (1 - shares) / m) + 2 / m
+        keys = np.sort(self._key(picked), axis=1)
+        low, high = np.empty(shares.shape, np.uint32), np.empty(shares.shape, np.uint32)
+        for i, j in np.ndindex(*shares.shape):
+            down = int(np.clip((1 - shares[i, j] - slack[i, j]) * m, 0, m - 1))
+            up = int(np.clip((1 - shares[i, j] + slack[i, j]) * m, 0, m - 1))
+            low[i, j], high[i, j] = keys[i, down] >> 16, keys[i, up] >> 16
+        return _Window(low, high)
+
+    def _key(self, rows: np.ndarray) -> np.ndarray:
+        bits = rows.view(np.uint32)
+        if not self.signed:
+            return bits
+        top = np.uint32(1 << 31)
+        return np.where(bits == top, top, np.where(bits & top, ~bits, bits | top))
+
+    def _guessed(self, state: _Digits, prefixes: np.ndarray) -> bool:
+        return state.windows is not None and all(
+            bool(((window.low <= prefixes) & (prefixes <= window.high)).all())
+            for window in state.windows
+        )
+
+    def _from_windows(
+        self, state: _Digits, prefixes: np.ndarray, above: np.ndarray, ranks: np.ndarray
+    ) -> Ranked:
+        seen: dict[tuple[int, int], list[list[np.ndarray]]] = {}
+        for window in state.windows or []:
+            seen |= window.seen
+        keys = np.zeros(prefixes.shape, np.uint64)
+        above, equal = above.copy(), np.zeros(prefixes.shape, np.int64)
+        ties = {order: np.zeros(prefixes.shape, np.int64) for order in seen}
+        for i, j in np.ndindex(*prefixes.shape):
+            found = {order: cells[i][j] for order, cells in seen.items()}
+            inside = {
+                order: cell[(cell >> np.uint32(16)) == np.uint32(prefixes[i, j])]
+                for order, cell in found.items()
+            }
+            joined = np.concatenate(list(inside.values()))
+            wanted = joined.size - int(ranks[i, j] - above[i, j])
+            key = np.partition(joined, wanted)[wanted]
+            keys[i, j] = key
+            above[i, j] += int((joined > key).sum())
+            equal[i, j] = int((joined == key).sum())
+            for order, cell in inside.items():
+                ties[order][i, j] = np.count_nonzero(cell == key)
+        return Ranked(self._unkey(keys, 32), ranks, above, equal, state.size, ties)
+
+    def _count(self, state: _Digits, rows: list[np.ndarray], order: tuple[int, int]) -> None:
         from pluribus.kernels.fold import digits32, digits64
 
         width = rows[0].dtype.itemsize * 8
@@ -295,10 +382,30 @@ class Order:
             done: dict[int, int] = {}
             for j in range(state.counts.shape[1]):
                 prefix = 0 if self.found is None else int(self.found[0][i, j])
-                if prefix in done:  # several ranks fall into one bin: count it once
-                    continue
+                if prefix in done:  # several ranks fall into one bin: it is counted once,
+                    continue  # and shared below
                 done[prefix] = j
                 count(bits, self.signed, known > 0, word(prefix), above, shift, state.counts[i, j])
+        if state.windows is not None:
+            self._collect(state, rows, order)
+
+    def _collect(self, state: _Digits, rows: list[np.ndarray], order: tuple[int, int]) -> None:
+        from pluribus.kernels.fold import within32
+
+        assert state.windows is not None
+        window = state.windows[-1]
+        scratch = np.empty(rows[0].size, np.uint32)
+        cells: list[list[np.ndarray]] = []
+        for i, row in enumerate(rows):
+            cells.append([])
+            for j in range(window.low.shape[1]):
+                low, high = window.low[i, j], window.high[i, j]
+                n = within32(row.view(np.uint32), self.signed, low, high, scratch)
+                cells[i].append(scratch[:n].copy())
+                window.held += n
+        window.seen[order] = cells
+        if window.held > max(state.size * len(rows) // 4, SMALL):
+            state.windows = None  # the values crowd together: counting again is cheaper
 
     def _unkey(self, keys: np.ndarray, width: int) -> np.ndarray:
         word, real = (np.uint32, np.float32) if width == 32 else (np.uint64, np.float64)
@@ -337,11 +444,7 @@ class Ties:
 
     def finish(self, state: _Parts) -> "Selection":
         """Return the selection with the number of ties before each block."""
-        before, seen = {}, np.zeros(self.ranked.values.shape, np.int64)
-        for order in sorted(state):
-            before[order] = seen.copy()
-            seen += state[order]
-        return Selection(self.ranked, before)
+        return Selection.of(self.ranked, state)
 
 
 class Selection(NamedTuple):
@@ -349,6 +452,15 @@ class Selection(NamedTuple):
 
     ranked: Ranked
     before: dict[tuple[int, int], np.ndarray] | None  # ties in earlier blocks, None if all are in
+
+    @classmethod
+    def of(cls, ranked: Ranked, ties: Mapping[tuple[int, int], np.ndarray]) -> "Selection":
+        """Build a selection from the number of ties in each block."""
+        before, seen = {}, np.zeros(ranked.values.shape, np.int64)
+        for order in sorted(ties):
+            before[order] = seen.copy()
+            seen += ties[order]
+        return cls(ranked._replace(ties=None), before)
 
     def cut(self, j: int = 0) -> np.ndarray:
         """Smallest value kept by each row, (t,); infinite where nothing is kept."""
@@ -369,7 +481,7 @@ class Selection(NamedTuple):
         spare = self.spare(at, j)
         keep, tied = values > cut, values == cut
         for i in range(values.shape[0]):
-            if 0 < spare[i]:
+            if spare[i] > 0:
                 row = tied[i].reshape(-1)
                 first = row.cumsum(0) <= int(spare[i])
                 keep[i] |= (row & first).reshape(tied[i].shape)
@@ -395,7 +507,9 @@ class TopK(Order):
             return replace(self, found=found.found)
         found = found._replace(ranks=self.ranks(found.size, found.values.shape[0]))
         if bool(np.all((found.above + found.equal == found.ranks) | (found.ranks == 0))):
-            return Selection(found, None)
+            return Selection(found._replace(ties=None), None)
+        if found.ties is not None:
+            return Selection.of(found, found.ties)
         return Ties(of=self.of, scope=self.scope, ranked=found)
 
 

@@ -20,7 +20,7 @@ from pluribus.core.refs import ModelRef, Place
 from pluribus.core.source import ArraySource, Source, TensorSpec
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLES = ("model.safetensors", "pytorch_model.bin")

@@ -40,6 +40,22 @@ def digits64(values, signed, has_prefix, prefix, prefix_shift, shift, counts):
 
 
 @nb.njit(nogil=True, cache=True)
+def within32(values, signed, low, high, out):
+    """Copy, in order, the bit patterns whose top 16 bits lie in [low, high]; return how many."""
+    top = np.uint32(0x80000000)
+    count = 0
+    for i in range(values.size):
+        bits = values[i]
+        if signed:
+            bits = top if bits == top else ~bits if bits & top else bits | top
+        digit = bits >> np.uint32(16)
+        if low <= digit and digit <= high:
+            out[count] = bits
+            count += 1
+    return count
+
+
+@nb.njit(nogil=True, cache=True)
 def dot(x, y):
     """Return the float64 dot product of two vectors."""
     lanes = np.zeros(LANES, np.float64)

@@ -24,6 +24,7 @@ Nothing here reads a weight. `RowMap` is what a streaming reader follows block b
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -129,7 +130,7 @@ class RowMap:
         edges = [0, *(np.flatnonzero(~joined) + 1).tolist(), stop - start]
         return [
             Run(start + a, start + b, int(model[a]), int(index[a]))
-            for a, b in zip(edges, edges[1:], strict=False)
+            for a, b in pairwise(edges)
             if copied[a]
         ]
 
@@ -175,7 +176,10 @@ class AlignmentReport:
         ]
         width = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
         lines = [
-            "  ".join([line[0].ljust(width[0])] + [c.rjust(w) for c, w in zip(line[1:], width[1:], strict=True)])
+            "  ".join(
+                [line[0].ljust(width[0])]
+                + [c.rjust(w) for c, w in zip(line[1:], width[1:], strict=True)]
+            )
             for line in [head, *body]
         ]
         total = f"output: {self.tokens} tokens, {self.rows} rows (tokenizer: {self.source})"
@@ -335,9 +339,7 @@ def _union(models: Sequence[VocabIn], lead: int) -> dict[str, int]:
     return tokens
 
 
-def _own_rows(
-    model: VocabIn, tokens: Mapping[str, int], rows: int
-) -> Int64[np.ndarray, " v"]:
+def _own_rows(model: VocabIn, tokens: Mapping[str, int], rows: int) -> Int64[np.ndarray, " v"]:
     out = np.full(rows, -1, dtype=np.int64)
     get = model.tokens.get
     ids = np.fromiter(tokens.values(), dtype=np.int64, count=len(tokens))
@@ -411,9 +413,7 @@ def _row_maps(
 
 
 def _count(model: VocabIn, row_map: RowMap, tokens: Mapping[str, int]) -> ModelRows:
-    by_kind = {
-        kind.name.lower(): int(np.count_nonzero(row_map.kind == kind)) for kind in Kind
-    }
+    by_kind = {kind.name.lower(): int(np.count_nonzero(row_map.kind == kind)) for kind in Kind}
     dropped = sum(token not in tokens for token in model.tokens)
     return ModelRows(
         label=model.label,

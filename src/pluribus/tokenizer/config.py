@@ -79,9 +79,9 @@ class TokenizerConfig(BaseModel):
     """Which vocabulary the output has, and how the rows of named tokens are made."""
 
     model_config = _STRICT
-    source: Annotated[
-        Literal["union", "base"] | ModelRef, Field(union_mode="left_to_right")
-    ] = "union"
+    source: Annotated[Literal["union", "base"] | ModelRef, Field(union_mode="left_to_right")] = (
+        "union"
+    )
     tokens: dict[str, TokenConfig] | None = None
     pad_to_multiple_of: Annotated[int, Field(ge=0)] | None = None  # 0 is none, as in mergekit
 

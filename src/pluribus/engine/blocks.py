@@ -1,0 +1,119 @@
+"""Read blocks of all inputs into working precision, and encode merged ones; one per thread."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from pluribus.core.arrays import Array, is_torch
+from pluribus.core.dtypes import narrow, widen
+from pluribus.core.merger import At
+from pluribus.core.source import Source
+from pluribus.engine.plan import SPAN, Job
+
+
+@dataclass(frozen=True)
+class Span:
+    """A run of blocks that one thread works through."""
+
+    job: Job
+    number: int
+
+    @property
+    def blocks(self) -> range:
+        """The blocks' numbers."""
+        first = self.number * SPAN
+        return range(first, min(first + SPAN, self.job.blocks))
+
+
+class Reader:
+    """Reads blocks into scratch memory that it reuses. Not shared between threads."""
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.bad: list[int] = []  # inputs of the last block that held NaN or infinity
+        self.device = device
+        self._raw = np.empty(0, np.uint8)
+        self._floats: dict[type, np.ndarray] = {}
+        self._gpu: Any = None
+
+    def read(
+        self, job: Job, at: At, digests: dict[str, list[str]] | None
+    ) -> tuple[Array | None, Array, dict[str, Array]]:
+        """Return base, experts (t, ...) and extras of one block, in the method's grain.
+
+        The arrays are valid until the next call. With `digests`, the inputs' bytes are hashed.
+        """
+        sources = job.sources
+        count = at.stop - at.start
+        block = self._scratch(job.wide, len(sources) * count).reshape(len(sources), count)
+        self.bad = []
+        for i, source in enumerate(sources):
+            raw = self._read_raw(source, at)
+            if digests is not None:
+                label = job.labels[i] if i < len(job.labels) else str(i)
+                digests.setdefault(label, []).append(self.digest(raw))
+            if not widen(raw, source.spec.kind, block[i]):
+                self.bad.append(i)
+        shape = self._shape(job, count)
+        rows: Array = block
+        if self.device != "cpu":
+            rows = self._upload(block)
+        base = rows[0].reshape(shape) if job.base is not None else None
+        experts = rows[1:] if job.base is not None else rows
+        experts = experts.reshape(len(job.experts), *shape)
+        extras = {name: self._extra(group, job, at) for name, group in job.extras.items()}
+        return base, experts, extras
+
+    def encode(self, merged: Array, job: Job) -> np.ndarray:
+        """Round a merged block to the output's element type; return its bytes."""
+        if is_torch(merged):
+            merged = merged.detach().to("cpu").numpy()
+        merged = np.asarray(merged)
+        if merged.dtype not in (np.float32, np.float64):
+            merged = merged.astype(job.wide)
+        return narrow(merged.reshape(-1), job.spec.kind)
+
+    @staticmethod
+    def digest(raw: np.ndarray) -> str:
+        """Return the hash of a block's bytes."""
+        return xxhash.xxh3_128_hexdigest(memoryview(raw))
+
+    def _read_raw(self, source: Source, at: At) -> np.ndarray:
+        size = (at.stop - at.start) * source.spec.kind.size
+        if self._raw.size < size:
+            self._raw = np.empty(size, np.uint8)
+        raw = self._raw[:size]
+        source.read(at.start, at.stop, raw)
+        return raw
+
+    def _scratch(self, wide: type, size: int) -> np.ndarray:
+        found = self._floats.get(wide)
+        if found is None or found.size < size:
+            found = self._floats[wide] = np.empty(size, wide)
+        return found[:size]
+
+    @staticmethod
+    def _shape(job: Job, count: int) -> tuple[int, ...]:
+        grain = job.facts.grain
+        shape = job.experts[0].spec.shape
+        if grain == "tensor":
+            return shape
+        cols = shape[-1] if shape else 1
+        return (count // max(cols, 1), cols) if grain == "row" else (count,)
+
+    def _extra(self, group: tuple[Source, ...], job: Job, at: At) -> Array:
+        same = all(source.spec.shape == at.shape for source in group)
+        if same:
+            rows = np.stack([source.floats(at.start, at.stop, job.wide) for source in group])
+            out = rows.reshape(len(group), *self._shape(job, at.stop - at.start))
+        else:
+            out = np.stack([s.floats(wide=job.wide).reshape(s.spec.shape) for s in group])
+        return self._upload(out) if self.device != "cpu" else out
+
+    def _upload(self, block: np.ndarray) -> Array:
+        if self._gpu is None:
+            from pluribus.engine.device import Uploader
+
+            self._gpu = Uploader(self.device)
+        return self._gpu(block)

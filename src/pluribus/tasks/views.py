@@ -1,0 +1,223 @@
+"""Eight ways to look at an image, and the classification tasks dealt from them.
+
+`merge8` is the bed of the tall-masks page: MNIST (28x28) as it is, rot90, inverted, flipped, with
+its quadrants shuffled, over photographs (pixelwise max), and scikit-learn's digits upsampled to
+28x28, upright and rotated by 180 degrees. `demo8` looks at the embedded 8x8 digits alone, so that
+it needs no file; its last two views are rot180 and transposed.
+
+A view maps images (b, h, w) in [0, 1] to the same. Every set is first dealt, once per seed, into a
+pool for training and one for validation, and test images come from the set's own test split: no
+image a task trains on is validated or tested on in another task.
+
+Differs from the page: backgrounds are 28x28 crops of CIFAR-10 (grey), not of scikit-learn's two
+sample photographs, which the package doesn't carry; in `demo8` they are smooth random textures.
+The digits are 1797 in all, so their tasks have fewer than 1500/500/500 images: 1077/360/360.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Generator, Tensor
+from torch.nn.functional import interpolate
+
+from pluribus.core.random import key
+from pluribus.tasks.sets import ImageSet, images
+
+Images = Float[Tensor, "b h w"]
+View = Callable[[Images], Images]
+
+
+class Split(NamedTuple):
+    """Inputs, flattened and in float32, and their class indices."""
+
+    x: Float[Tensor, "b d"]
+    y: Int[Tensor, " b"]
+
+
+@dataclass(frozen=True, eq=False)
+class TaskData:
+    """One classification task; the three splits share no image."""
+
+    name: str
+    train: Split
+    val: Split
+    test: Split
+    classes: tuple[str, ...]
+
+    def split(self, name: str) -> Split:
+        """Return the split called train, val or test."""
+        return {"train": self.train, "val": self.val, "test": self.test}[name]
+
+
+class Sizes(NamedTuple):
+    """The most images a task takes for each split."""
+
+    train: int
+    val: int
+    test: int
+
+
+def generator(seed: int, name: str, purpose: str) -> Generator:
+    """Return a fresh generator whose stream depends on its three arguments alone."""
+    return Generator().manual_seed(key(seed, name, purpose))
+
+
+def identity(x: Images) -> Images:
+    """Return the images as they are."""
+    return x
+
+
+def rot90(x: Images) -> Images:
+    """Turn a quarter, counter-clockwise: the last column becomes the first row."""
+    return x.rot90(1, (1, 2))
+
+
+def rot180(x: Images) -> Images:
+    """Turn upside down."""
+    return x.rot90(2, (1, 2))
+
+
+def inverted(x: Images) -> Images:
+    """Swap black and white."""
+    return 1 - x
+
+
+def flipped(x: Images) -> Images:
+    """Mirror top to bottom."""
+    return x.flip(1)
+
+
+def transposed(x: Images) -> Images:
+    """Mirror about the main diagonal."""
+    return x.transpose(1, 2)
+
+
+def shuffled(x: Images) -> Images:
+    """Move each quadrant one place clockwise."""
+    h, w = x.shape[1] // 2, x.shape[2] // 2
+    top = torch.cat((x[:, h:, :w], x[:, :h, :w]), 2)
+    bottom = torch.cat((x[:, h:, w:], x[:, :h, w:]), 2)
+    return torch.cat((top, bottom), 1)
+
+
+def over(x: Images, background: Images) -> Images:
+    """Lay images over a background of the same size: the brighter pixel wins."""
+    return torch.maximum(x, background)
+
+
+def resized(x: Images, side: int) -> Images:
+    """Scale to side x side, bilinearly."""
+    if x.shape[1:] == (side, side):
+        return x
+    return interpolate(x[:, None], (side, side), mode="bilinear", align_corners=False)[:, 0]
+
+
+def grey(x: UInt8[np.ndarray, "b h w *c"], peak: int) -> Images:
+    """Scale stored pixels to [0, 1] and average colours."""
+    scaled = torch.from_numpy(x).float() / peak
+    return scaled.mean(3) if scaled.ndim == 4 else scaled
+
+
+def crops(photos: Images, count: int, side: int, rng: Generator) -> Images:
+    """Cut `count` squares out of randomly chosen photographs, at random places."""
+    b, h, w = photos.shape
+    which = torch.randint(b, (count,), generator=rng)
+    top = torch.randint(h - side + 1, (count, 1, 1), generator=rng)
+    left = torch.randint(w - side + 1, (count, 1, 1), generator=rng)
+    along = torch.arange(side)
+    return photos[which[:, None, None], top + along[:, None], left + along]
+
+
+def textures(count: int, side: int, rng: Generator) -> Images:
+    """Draw smooth textures: 4x4 uniform noise in [0, 0.6), scaled up bilinearly."""
+    return resized(0.6 * torch.rand(count, 4, 4, generator=rng), side)
+
+
+def merge8(seed: int, sizes: Sizes = Sizes(1500, 500, 500)) -> dict[str, TaskData]:  # noqa: B008
+    """Return the page's eight 28x28 tasks. Needs the sets mnist and cifar10."""
+    mnist, digits, photos = images("mnist"), images("digits"), images("cifar10")
+    rng = generator(seed, "background", "crops")
+    walls = {
+        "train": crops(grey(photos.x_train, photos.peak), sizes.train, 28, rng),
+        "val": crops(grey(photos.x_train, photos.peak), sizes.val, 28, rng),
+        "test": crops(grey(photos.x_test, photos.peak), sizes.test, 28, rng),
+    }
+    written = _deck(mnist, 28, seed, "mnist")
+    printed = _deck(digits, 28, seed, "digits")
+    plain: dict[str, View] = {
+        "identity": identity,
+        "rot90": rot90,
+        "inverted": inverted,
+        "flipped": flipped,
+        "shuffled": shuffled,
+    }
+    tasks = {name: written.deal(name, view, sizes, seed) for name, view in plain.items()}
+    tasks["background"] = written.deal("background", identity, sizes, seed, walls)
+    tasks["digits"] = printed.deal("digits", identity, sizes, seed)
+    tasks["digits-rot180"] = printed.deal("digits-rot180", rot180, sizes, seed)
+    return tasks
+
+
+def demo8(seed: int, sizes: Sizes = Sizes(1077, 360, 360)) -> dict[str, TaskData]:  # noqa: B008
+    """Return eight tasks of the embedded 8x8 digits; no file outside the package is read."""
+    rng = generator(seed, "background", "textures")
+    walls = {split: textures(count, 8, rng) for split, count in sizes._asdict().items()}
+    deck = _deck(images("digits"), 8, seed, "digits")
+    plain: dict[str, View] = {
+        "identity": identity,
+        "rot90": rot90,
+        "inverted": inverted,
+        "flipped": flipped,
+        "shuffled": shuffled,
+    }
+    tasks = {name: deck.deal(name, view, sizes, seed) for name, view in plain.items()}
+    tasks["background"] = deck.deal("background", identity, sizes, seed, walls)
+    tasks["rot180"] = deck.deal("rot180", rot180, sizes, seed)
+    tasks["transposed"] = deck.deal("transposed", transposed, sizes, seed)
+    return tasks
+
+
+@dataclass(frozen=True, eq=False)
+class Deck:
+    """The images of one set in three pools that share none; tasks are dealt from it."""
+
+    pools: dict[str, tuple[Images, Int[Tensor, " b"]]]
+    classes: tuple[str, ...]
+
+    def deal(
+        self,
+        name: str,
+        view: View,
+        sizes: Sizes,
+        seed: int,
+        walls: dict[str, Images] | None = None,
+    ) -> TaskData:
+        """Draw a task's images from the pools, in an order of its own, and look at them."""
+        splits = []
+        for split, most in sizes._asdict().items():
+            x, y = self.pools[split]
+            drawn = torch.randperm(len(x), generator=generator(seed, name, split))[:most]
+            seen = view(x[drawn])
+            if walls is not None:
+                seen = over(seen, walls[split][: len(seen)])
+            splits.append(Split(seen.flatten(1).contiguous(), y[drawn]))
+        return TaskData(name, *splits, self.classes)
+
+
+def _deck(found: ImageSet, side: int, seed: int, name: str) -> Deck:
+    """Deal a quarter of the training images into the validation pool."""
+    order = torch.randperm(len(found.x_train), generator=generator(seed, name, "pools"))
+    quarter = -(-len(order) // 4)
+    x = resized(grey(found.x_train, found.peak), side)
+    y = torch.from_numpy(found.y_train).long()
+    test = (resized(grey(found.x_test, found.peak), side), torch.from_numpy(found.y_test).long())
+    pools = {
+        "train": (x[order[quarter:]], y[order[quarter:]]),
+        "val": (x[order[:quarter]], y[order[:quarter]]),
+        "test": test,
+    }
+    return Deck(pools, found.classes)
