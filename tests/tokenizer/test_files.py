@@ -278,3 +278,24 @@ def test_donor_outside_the_merge(folders, tmp_path):
         write_tokenizer(tmp_path, alignment, [folders["base"]])
     write_tokenizer(tmp_path, alignment, [folders["base"]], donor=folders["chem"])
     assert load_vocab(tmp_path).tokens == donor.tokens
+
+
+def test_folder_without_tokenizer_json_is_read_by_transformers(folders, tmp_path):
+    pytest.importorskip("transformers")
+    old = tmp_path / "old"
+    old.mkdir()
+    reload(folders["base"]).model.save(str(old))  # vocab.json and merges.txt
+    (old / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "GPT2Tokenizer", "unk_token": "<s>", "bos_token": "<s>"})
+    )
+    vocab = load_vocab(old)
+    inside = load_vocab(folders["base"]).tokens
+    assert {t: vocab.tokens[t] for t in inside if t != "<pad>"} == {
+        t: i for t, i in inside.items() if t != "<pad>"
+    }
+    write_tokenizer(tmp_path / "copy", align([vocab], source="base"), [old])
+    names = {"vocab.json", "merges.txt", "tokenizer_config.json"}
+    assert {p.name for p in (tmp_path / "copy").iterdir()} == names
+    both = align([vocab, load_vocab(folders["chem"])], base=0)
+    write_tokenizer(tmp_path / "both", both, [old, folders["chem"]])
+    assert reload(tmp_path / "both").get_vocab() == dict(both.tokens)

@@ -345,6 +345,9 @@ class Order:
     def _from_windows(
         self, state: _Digits, prefixes: np.ndarray, above: np.ndarray, ranks: np.ndarray
     ) -> Ranked:
+        from pluribus.kernels.fold import digits32
+
+        word = np.uint32
         seen: dict[tuple[int, int], list[list[np.ndarray]]] = {}
         for window in state.windows or []:
             seen |= window.seen
@@ -357,12 +360,15 @@ class Order:
                 order: cell[(cell >> np.uint32(16)) == np.uint32(prefixes[i, j])]
                 for order, cell in found.items()
             }
-            joined = np.concatenate(list(inside.values()))
-            wanted = joined.size - int(ranks[i, j] - above[i, j])
-            key = np.partition(joined, wanted)[wanted]
+            low = np.zeros(65536, np.int64)
+            for cell in inside.values():
+                digits32(cell, False, False, word(0), word(31), word(0), low)
+            upto = np.cumsum(low[::-1])
+            at = int(np.searchsorted(upto, ranks[i, j] - above[i, j], side="left"))
+            key = np.uint32((int(prefixes[i, j]) << 16) | (65535 - at))
             keys[i, j] = key
-            above[i, j] += int((joined > key).sum())
-            equal[i, j] = int((joined == key).sum())
+            above[i, j] += int(upto[at] - low[65535 - at])
+            equal[i, j] = int(low[65535 - at])
             for order, cell in inside.items():
                 ties[order][i, j] = np.count_nonzero(cell == key)
         return Ranked(self._unkey(keys, 32), ranks, above, equal, state.size, ties)
@@ -374,6 +380,9 @@ class Order:
         word = np.uint32 if width == 32 else np.uint64
         count = digits32 if width == 32 else digits64
         assert state.counts is not None
+        if state.windows is not None:
+            self._collect(state, rows, order)
+            return
         known = 0 if self.found is None else self.found[2]
         shift = word(width - 16 * (known + 1))
         above = word(min(width - 16 * known, width - 1))
@@ -386,21 +395,22 @@ class Order:
                     continue  # and shared below
                 done[prefix] = j
                 count(bits, self.signed, known > 0, word(prefix), above, shift, state.counts[i, j])
-        if state.windows is not None:
-            self._collect(state, rows, order)
 
     def _collect(self, state: _Digits, rows: list[np.ndarray], order: tuple[int, int]) -> None:
         from pluribus.kernels.fold import within32
 
         assert state.windows is not None
+        assert state.counts is not None
         window = state.windows[-1]
-        scratch = np.empty(rows[0].size, np.uint32)
+        scratch = np.empty(rows[0].size + 1, np.uint32)
+        uncounted = np.zeros(0, np.int64)
         cells: list[list[np.ndarray]] = []
         for i, row in enumerate(rows):
             cells.append([])
             for j in range(window.low.shape[1]):
                 low, high = window.low[i, j], window.high[i, j]
-                n = within32(row.view(np.uint32), self.signed, low, high, scratch)
+                counts = uncounted if j else state.counts[i, 0]
+                n = within32(row.view(np.uint32), self.signed, low, high, counts, scratch)
                 cells[i].append(scratch[:n].copy())
                 window.held += n
         window.seen[order] = cells

@@ -23,8 +23,8 @@ class Registry(Mapping[str, type]):
         return importlib.import_module(self.package)
 
     def __iter__(self) -> Iterator[str]:
-        own = (module.name for module in pkgutil.iter_modules(self._package().__path__))
-        names = {name for name in own if not name.startswith("_")}
+        own = pkgutil.iter_modules(self._package().__path__)
+        names = {file.name for file in own if not file.ispkg and not file.name.startswith("_")}
         names |= {point.name for point in entry_points(group=self.package)}
         return iter(sorted(names))
 
@@ -65,3 +65,4 @@ class Registry(Mapping[str, type]):
 
 
 MERGERS = Registry("pluribus.merge", "__pluribus_facts__", "merge method")
+STEPS = Registry("pluribus.merge.steps", "__pluribus_step__", "step")

@@ -192,7 +192,7 @@ class ArraySource(Source):
         return {"raw": np.array(self.raw), "spec": self.spec, "_owner": None}
 
     @classmethod
-    def of(cls, array: np.ndarray, kind: str) -> "ArraySource":
+    def of(cls, array: np.ndarray | np.generic, kind: str) -> "ArraySource":
         """Wrap a contiguous array whose element type is `kind` in safetensors spelling."""
-        array = np.ascontiguousarray(array)
-        return cls(array, TensorSpec(kind, tuple(array.shape)))
+        shape = tuple(array.shape)  # ascontiguousarray would give a 0-d array an axis
+        return cls(np.ascontiguousarray(array), TensorSpec(kind, shape))

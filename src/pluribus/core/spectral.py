@@ -1,9 +1,9 @@
 """Singular values and vectors of task matrices, in float64, for methods that need whole matrices.
 
-A float32 block is widened before its SVD, so that small singular directions, which isotropic methods
-treat like large ones, are not rounding noise. Directions at or below `CUT` times the largest
-singular value count as absent: LAPACK returns arbitrary vectors for them, and a merge must not
-depend on those.
+A float32 block is widened before its SVD, so that small singular directions, which isotropic
+methods treat like large ones, are not rounding noise. Directions at or below `CUT` times the
+largest singular value count as absent: LAPACK returns arbitrary vectors for them, and a merge must
+not depend on those.
 """
 
 from typing import TYPE_CHECKING, NamedTuple

@@ -337,7 +337,7 @@ def to_torch(source: Source) -> "Tensor":
 def _array_source(name: str, tensor: Any) -> Source:
     if isinstance(tensor, Source):
         return tensor
-    if isinstance(tensor, np.ndarray):
+    if isinstance(tensor, np.ndarray | np.generic):
         return ArraySource.of(tensor, dtype(str(tensor.dtype)).name)
     if not hasattr(tensor, "detach"):
         raise FormatError(f"{name!r} is {type(tensor).__name__}, not a tensor or array")

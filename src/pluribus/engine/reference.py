@@ -27,7 +27,8 @@ def merge_arrays(
     """Merge dictionaries of float arrays (all numpy or all torch) with one method.
 
     `depth` maps tensor names to residual blocks, for methods that look at depth. `extras` gives
-    further inputs per expert, such as `{"fisher": [f1, f2]}`.
+    further inputs per expert, such as `{"fisher": [f1, f2]}`; a tensor that one of them lacks is
+    merged without.
     """
     names = list(experts[0])
     layers = 1 + max(depth.values()) if depth else 0
@@ -41,7 +42,11 @@ def merge_arrays(
         view = {"element": (-1,), "row": (-1, cols), "tensor": shape}[grain]
         b = None if base is None else base[name].reshape(view)
         e = _stack([expert[name].reshape(view) for expert in experts])
-        more = {k: _stack([x[name] for x in v]) for k, v in (extras or {}).items()}
+        more = {
+            k: _stack([x[name] for x in v])
+            for k, v in (extras or {}).items()
+            if all(name in x for x in v)
+        }
         if grain != "tensor":
             more = {k: v.reshape(v.shape[0], *view) for k, v in more.items()}
         blocks[name] = (b, e, at, more)

@@ -40,18 +40,23 @@ def digits64(values, signed, has_prefix, prefix, prefix_shift, shift, counts):
 
 
 @nb.njit(nogil=True, cache=True)
-def within32(values, signed, low, high, out):
-    """Copy, in order, the bit patterns whose top 16 bits lie in [low, high]; return how many."""
+def within32(values, signed, low, high, counts, out):
+    """Copy, in order, the bit patterns whose top 16 bits lie in [low, high]; return how many.
+
+    With room in `counts`, count all top digits on the way. `out` needs room for one more than all.
+    """
     top = np.uint32(0x80000000)
+    counting = counts.size > 0
     count = 0
     for i in range(values.size):
         bits = values[i]
         if signed:
             bits = top if bits == top else ~bits if bits & top else bits | top
         digit = bits >> np.uint32(16)
-        if low <= digit and digit <= high:
-            out[count] = bits
-            count += 1
+        if counting:
+            counts[digit] += 1
+        out[count] = bits  # stored always, kept sometimes: a branch would be mispredicted
+        count += np.int64((low <= digit) & (digit <= high))
     return count
 
 

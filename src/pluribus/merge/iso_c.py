@@ -30,12 +30,12 @@ class IsoC:
     exclude: tuple[str, ...] = ()
 
     def __call__(
-        self, base: Float[Array, "*shape"], experts: Float[Array, "t *shape"], *, at: At
-    ) -> Float[Array, "*shape"]:
+        self, base: Float[Array, "..."], experts: Float[Array, "t ..."], *, at: At
+    ) -> Float[Array, "..."]:
         """Merge one tensor."""
         if not is_matrix(base, at, self.exclude):
             return averaged(base, experts, self.scale)
         u, s, vh = svd(task_matrices(base, experts).sum(0))
         if s.numel() == 0:
-            return base + 0
+            return base * 1
         return added(base, (self.scale * s.mean()) * (u @ vh))

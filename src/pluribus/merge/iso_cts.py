@@ -35,8 +35,8 @@ class IsoCts:
     exclude: tuple[str, ...] = ()
 
     def __call__(
-        self, base: Float[Array, "*shape"], experts: Float[Array, "t *shape"], *, at: At
-    ) -> Float[Array, "*shape"]:
+        self, base: Float[Array, "..."], experts: Float[Array, "t ..."], *, at: At
+    ) -> Float[Array, "..."]:
         """Merge one tensor."""
         import torch
 
@@ -56,7 +56,7 @@ class IsoCts:
             vs.append(own.vh[:each])
         s = torch.cat([*ss, total.s[:k]])
         if s.numel() == 0:
-            return base + 0
+            return base * 1
         u = polar(torch.cat([*us, shared], 1))
         vh = polar(torch.cat([*vs, total.vh[:k]], 0))
         return added(base, (self.scale * s.mean()) * (u @ vh))

@@ -42,11 +42,11 @@ class RegMean:
     def __call__(
         self,
         base: Array | None,
-        experts: Float[Array, "t *shape"],
+        experts: Float[Array, "t ..."],
         *,
         at: At,
         gram: Float[Array, "t c c"] | None = None,
-    ) -> Float[Array, "*shape"]:
+    ) -> Float[Array, "..."]:
         """Merge one tensor. Raises MismatchError if a Gram matrix does not fit its weight."""
         import torch
 

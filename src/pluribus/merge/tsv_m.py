@@ -34,8 +34,8 @@ class TsvM:
     exclude: tuple[str, ...] = ()
 
     def __call__(
-        self, base: Float[Array, "*shape"], experts: Float[Array, "t *shape"], *, at: At
-    ) -> Float[Array, "*shape"]:
+        self, base: Float[Array, "..."], experts: Float[Array, "t ..."], *, at: At
+    ) -> Float[Array, "..."]:
         """Merge one tensor."""
         import torch
 
@@ -47,7 +47,7 @@ class TsvM:
         parts = [svd(matrix * float(w)) for matrix, w in zip(tau, weights, strict=True)]
         s = torch.cat([part.s[:k] for part in parts])
         if s.numel() == 0:
-            return base + 0
+            return base * 1
         u = polar(torch.cat([part.u[:, :k] for part in parts], 1))
         vh = polar(torch.cat([part.vh[:k] for part in parts], 0))
         return added(base, (self.scale * u * s) @ vh)

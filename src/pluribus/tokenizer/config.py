@@ -13,7 +13,7 @@ without a source, and a source that lacks the token are errors before any work.
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
@@ -35,7 +35,7 @@ class ModelToken(BaseModel):
     token_id: Annotated[int, Field(ge=0)] | None = None
 
     @model_validator(mode="after")
-    def _one_of_two(self) -> Self:
+    def _one_of_two(self) -> "ModelToken":
         if (self.token is None) == (self.token_id is None):
             raise ValueError("a model_token needs either token or token_id, and not both")
         return self
@@ -69,7 +69,7 @@ class TokenConfig(BaseModel):
     force: bool = False
 
     @model_validator(mode="after")
-    def _force_needs_source(self) -> Self:
+    def _force_needs_source(self) -> "TokenConfig":
         if self.force and self.source is None:
             raise ValueError("force: true needs a source to take the row from")
         return self

@@ -34,10 +34,10 @@ CONFIG = "tokenizer_config.json"
 SPECIAL = "special_tokens_map.json"
 ADDED = "added_tokens.json"
 # Any one of these is a tokenizer; the first needs no transformers to be read.
-VOCABULARIES = (FAST, "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "*.tiktoken")
+VOCABULARIES = (FAST, "vocab.json", "vocab.txt", "*.model", "*.spm", "*.tiktoken")
 COPIED = (
     *(FAST, CONFIG, SPECIAL, ADDED, "vocab.json", "vocab.txt", "merges.txt"),
-    *("*.model", "*.tiktoken", "tokenization_*.py", "chat_template.*"),
+    *("*.model", "*.spm", "*.tiktoken", "tokenization_*.py", "chat_template.*"),
     "additional_chat_templates/*.jinja",
 )
 COPIED_WITH_EDIT = ("chat_template.*", "additional_chat_templates/*.jinja")

@@ -1,0 +1,51 @@
+"""Drop each expert's largest updates as outliers, then keep the `density` largest of the rest.
+
+Davari and Belilovsky, ECCV 2024, https://arxiv.org/abs/2312.06795 (Model Breadcrumbs).
+
+    ranks by |values_t| from 1, the largest:
+    keep ranks int(gamma n) + 1 ... int(gamma n) + int(density n)     (t, n) -> (t, n)
+
+`gamma` gives way where both shares together exceed 1. Ties go by position, so the counts are exact.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pluribus.core.arrays import Array, Float, per_expert
+from pluribus.core.chain import step
+from pluribus.core.fold import Selection, TopK
+from pluribus.core.merger import At, FractionPerExpert, Scope, SharePerExpert, Stage
+from pluribus.merge.steps.trim import sizes
+
+
+@step("band", kind="each", paper="arXiv:2312.06795")
+@dataclass(frozen=True, kw_only=True)
+class Band:
+    """Keep a band of magnitudes."""
+
+    density: FractionPerExpert = 0.9  # share of coordinates each expert keeps
+    gamma: SharePerExpert = 0.01  # share dropped at the top
+    scope: Scope = "tensor"
+
+    def _ranks(self, size: int, rows: int) -> np.ndarray:
+        columns = []
+        for density, gamma in zip(
+            per_expert(self.density, rows), per_expert(self.gamma, rows), strict=True
+        ):
+            keep = max(1, int(density * size))
+            top = min(int(gamma * size), size - keep)
+            columns.append([top, top + keep])
+        return np.array(columns, np.int64)
+
+    def folds(self) -> Sequence[Stage]:
+        """Ask for both ends of each expert's band."""
+        return [{"ends": TopK(of=sizes, ranks=self._ranks, scope=self.scope)}]
+
+    def __call__(
+        self, values: Float[Array, "t *n"], *, at: At, ends: Selection
+    ) -> Float[Array, "t *n"]:
+        """Keep the band of one block."""
+        size = abs(values)
+        return values * (ends.mask(size, at, 1) & ~ends.mask(size, at, 0))

@@ -1,0 +1,37 @@
+"""Average each coordinate over the experts that still update it (the disjoint mean of TIES).
+
+Yadav et al., NeurIPS 2023, https://arxiv.org/abs/2306.01708, section 3, step 3.
+
+    sum_t w_t values_t / sum over {t : values_t != 0} of w_t     (t, n) -> (n,)
+
+Where nothing is left the update is 0. `average` divides by all weights instead.
+"""
+
+from dataclasses import dataclass
+
+from pluribus.core.arrays import Array, Float, column, namespace
+from pluribus.core.chain import step
+from pluribus.core.errors import InputError
+from pluribus.core.merger import PerExpert
+
+
+@step("mean", kind="combine", paper="arXiv:2306.01708")
+@dataclass(frozen=True, kw_only=True)
+class Mean:
+    """Disjoint mean."""
+
+    weight: PerExpert = 1.0
+
+    def check(self) -> None:
+        """Raise InputError for weights that make the divisor cross zero."""
+        weights = self.weight if isinstance(self.weight, tuple) else (self.weight,)
+        if min(weights) < 0:
+            raise InputError(f"mean: weight = {self.weight}: negative weights need sum instead")
+
+    def __call__(self, values: Float[Array, "t *n"]) -> Float[Array, "*n"]:
+        """Combine one block."""
+        total, divisor = values[0] * 0, values[0] * 0
+        for row, weight in zip(values, column(self.weight, values), strict=True):
+            total = total + row * weight
+            divisor = divisor + (row != 0) * weight
+        return total / namespace(values).where(divisor == 0, 1.0, divisor)
