@@ -1,7 +1,7 @@
 """One arithmetic for numpy and torch: mergers are written once and run on either.
 
-On a CPU the driver hands numpy blocks to a merger (no torch import, single-threaded ufuncs, the same
-bits everywhere); on a GPU it hands torch tensors. `namespace(x)` gives the functions of the array
+On a CPU the driver hands numpy blocks to a merger (no torch import, single-threaded ufuncs, the
+same bits everywhere); on a GPU it hands torch tensors. `namespace(x)` gives the functions of the array
 API standard for whichever it is.
 """
 

@@ -39,7 +39,7 @@ from pluribus.core.registry import MERGERS, STEPS
 
 Kind = Literal["each", "combine", "update"]
 STEP = "__pluribus_step__"
-GRAINS: tuple[Grain, ...] = ("element", "row", "tensor")  # finest first
+GRAINS: tuple[Grain, ...] = ("element", "row", "filter", "tensor")  # finest first
 LONGEST = 10_000  # characters of a chain's text
 S = TypeVar("S", bound=type)
 
@@ -273,7 +273,11 @@ def text(part: Any) -> str:
 
 
 def _literal(value: Any) -> str:
-    return repr(text(value)) if _is_merger(value) else repr(value)
+    if not _is_merger(value):
+        return repr(value)
+    # A lone name may be a preset of the field that holds it; with brackets it is the method.
+    inner = text(value)
+    return repr(f"{inner}()" if inner.isidentifier() and facts(value).name == inner else inner)
 
 
 def parse(source: str) -> Chain:

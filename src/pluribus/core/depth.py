@@ -29,7 +29,7 @@ _TAIL = re.compile(
 
 def is_tail(name: str) -> bool:
     """Return whether a tensor outside the blocks follows them, by its name: final norm or head."""
-    return _TAIL.search(name) is not None
+    return _TAIL.search(name) is not None and "embed." not in name and "embeddings." not in name
 
 
 @dataclass(frozen=True)

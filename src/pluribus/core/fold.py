@@ -154,7 +154,7 @@ class Extremes:
 
     def finish(self, state: list[np.ndarray]) -> np.ndarray:
         """Return minima and maxima."""
-        return state[0]
+        return state[0] if state else np.zeros((2, 0))
 
 
 # -- exact order statistics ------------------------------------------------------------------------
@@ -198,7 +198,7 @@ class _Digits:
 class Order:
     """Values at given ranks of each row, exact, by radix selection over the float bits.
 
-    The bits of non-negative floats sort as the floats do (negative ones after flipping), so counting
+    The bits of non-negative floats sort as the floats do (negative ones once flipped), so counting
     the top 16 bits finds the bin of each rank, and counting the next 16 inside that bin finds the
     value. `ranks(elements, rows)` gives (t, k) ranks from 1, the largest.
     """
@@ -291,9 +291,7 @@ class Order:
             values[i] = np.partition(row, wanted)[wanted] if row.size else 0
         above = (rows[:, None, :] > values[:, :, None]).sum(2)
         equal = (rows[:, None, :] == values[:, :, None]).sum(2)
-        ties = {
-            order: (blocks[order][:, None, :] == values[:, :, None]).sum(2) for order in blocks
-        }
+        ties = {order: (blocks[order][:, None, :] == values[:, :, None]).sum(2) for order in blocks}
         return Ranked(values, ranks, above, equal, state.size, ties)
 
     # Counting two digits would take two passes over the data. Most tensors need one: the first

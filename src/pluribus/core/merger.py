@@ -9,16 +9,16 @@ before it can treat a block it asks for through `folds()` and receives by name.
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, cast
 
 import numpy as np
 from annotated_types import Ge, Gt, Interval
 
 from pluribus.core.arrays import Array
-from pluribus.core.errors import InputError, nearest
+from pluribus.core.errors import InputError, listing, nearest
 
-Grain = Literal["element", "row", "tensor"]
+Grain = Literal["element", "row", "filter", "tensor"]
 Scope = Literal["tensor", "model"]
 
 Fraction = Annotated[float, Interval(gt=0, le=1)]
@@ -64,7 +64,8 @@ class Facts:
     paper: str
     summary: str
     # "element": any run of elements; "row": whole rows of the last axis, as (r, c) and (t, r, c);
-    # "tensor": one whole tensor in its own shape
+    # "filter": the same with all axes but the first in one row (conv kernels, one output channel a
+    # row); "tensor": one whole tensor in its own shape. An attribute `grain` of an instance wins.
     grain: Grain
     base: Literal["required", "optional", "ignored"]
     experts: tuple[int, int | None]  # fewest and most
@@ -100,7 +101,9 @@ def merger(
     def decorate(cls: M) -> M:
         doc = inspect.getmodule(cls)
         summary = (doc.__doc__ or cls.__doc__ or "").strip().split("\n")[0] if doc else ""
-        facts = Facts(name, paper, summary, grain, base, experts, ordered, random, needs, idempotent)
+        facts = Facts(
+            name, paper, summary, grain, base, experts, ordered, random, needs, idempotent
+        )
         setattr(cls, FACTS, facts)
         _checked(cls, name)
         _composable(cls)
@@ -110,8 +113,17 @@ def merger(
 
 
 def facts(method: Any) -> Facts:
-    """Return the facts of a merger or its class."""
-    return getattr(method, FACTS)
+    """Return the facts of a merger or its class; an instance's own `grain` goes before its class's."""
+    known = getattr(method, FACTS)
+    own = None if isinstance(method, type) else getattr(method, "grain", None)
+    return known if own is None else replace(known, grain=own)
+
+
+def columns(grain: Grain, shape: tuple[int, ...]) -> int:
+    """Return how many elements a row of a tensor has in the grain "row" or "filter"."""
+    if grain == "filter" and len(shape) > 1:
+        return int(np.prod(shape[1:], dtype=np.int64))
+    return shape[-1] if shape else 1
 
 
 def _checked(cls: type, name: str) -> None:
@@ -124,7 +136,7 @@ def _checked(cls: type, name: str) -> None:
         for key in values:
             if key not in known:
                 raise InputError(
-                    f"{name} has no parameter {key!r}; it has: {', '.join(sorted(known)) or 'none'}."
+                    f"{name} has no parameter {key!r}; it has: {listing(sorted(known), 99) or 'none'}."
                     + nearest(key, known)
                 )
         own_init(self, **{key: _coerce(cls, name, key, value) for key, value in values.items()})
@@ -157,7 +169,7 @@ def _coerce(cls: type, method: str, key: str, value: Any) -> Any:
     try:
         return adapter.validate_python(value)
     except ValidationError as error:
-        first = max(error.errors(), key=lambda fault: len(fault['loc']))
+        first = max(error.errors(), key=lambda fault: len(fault["loc"]))
         raise InputError(f"{method}: {key} = {value!r}: {first['msg']}") from None
 
 
@@ -211,6 +223,8 @@ def call(
 def fused(method: Any, experts: Array) -> Callable[..., Array] | None:
     """Return the CPU kernel that serves `method` on blocks such as `experts`, if any."""
     if not isinstance(experts, np.ndarray) or experts.dtype != np.float32:
+        return None
+    if not getattr(method, "fusible", True):  # a variant that the kernel doesn't know
         return None
     from pluribus.kernels import find
 

@@ -23,9 +23,7 @@ class Pool:
     ) -> None:
         self.base = None if base is None else Weights.open(base)
         if isinstance(experts, Mapping):
-            self.experts = {
-                name: Weights.open(what, label=name) for name, what in experts.items()
-            }
+            self.experts = {name: Weights.open(what, label=name) for name, what in experts.items()}
         else:
             self.experts = {}
             for number, what in enumerate(experts):

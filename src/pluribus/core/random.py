@@ -1,7 +1,7 @@
 """Random numbers that depend on what they are for, never on when or where they are drawn.
 
-SplitMix64 (Steele, Lea, Flood, OOPSLA 2014): the i-th number of a stream is a mix of key + i·golden,
-so any element of any tensor can be drawn alone, and threads, block sizes, sharding and devices
+SplitMix64 (Steele, Lea, Flood, OOPSLA 2014): the i-th number of a stream mixes key + i·golden, so
+any element of any tensor can be drawn alone, and threads, block sizes, sharding and devices
 give the same bits. The key is a hash of seed, tensor name and stream.
 """
 

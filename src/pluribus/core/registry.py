@@ -1,6 +1,6 @@
 """One registry per family: the key is the file's name, found on lookup, imported lazily.
 
-Outsiders join through entry points (`[project.entry-points."pluribus.merge"] name = "module:Class"`).
+Outsiders join through entry points: `name = "module:Class"` in the group `pluribus.merge`.
 """
 
 import importlib

@@ -72,7 +72,9 @@ class Source(ABC):
         self.read(start, stop, out)
         return out
 
-    def floats(self, start: int = 0, stop: int | None = None, wide: type = np.float32) -> np.ndarray:
+    def floats(
+        self, start: int = 0, stop: int | None = None, wide: type = np.float32
+    ) -> np.ndarray:
         """Read elements [start, stop), widened to float32 (or float64), flattened."""
         raw = self.load(start, stop)
         out = np.empty(raw.size // self.spec.kind.size, wide)

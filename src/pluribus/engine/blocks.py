@@ -8,7 +8,7 @@ import xxhash
 
 from pluribus.core.arrays import Array, is_torch
 from pluribus.core.dtypes import narrow, widen
-from pluribus.core.merger import At
+from pluribus.core.merger import At, columns
 from pluribus.core.source import Source
 from pluribus.engine.plan import SPAN, Job
 
@@ -99,8 +99,10 @@ class Reader:
         shape = job.experts[0].spec.shape
         if grain == "tensor":
             return shape
-        cols = shape[-1] if shape else 1
-        return (count // max(cols, 1), cols) if grain == "row" else (count,)
+        if grain == "element":
+            return (count,)
+        cols = columns(grain, shape)
+        return (count // max(cols, 1), cols)
 
     def _extra(self, group: tuple[Source, ...], job: Job, at: At) -> Array:
         same = all(source.spec.shape == at.shape for source in group)

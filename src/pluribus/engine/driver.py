@@ -205,9 +205,7 @@ def execute(
         memory = MemorySink(plan)
         progress = _run(plan, memory, options, on_progress)
         weights = memory.weights(plan, "merged")
-        return Result(
-            weights, time.perf_counter() - began, progress.done, plan.bytes_written
-        )
+        return Result(weights, time.perf_counter() - began, progress.done, plan.bytes_written)
     path = Path(os.path.expanduser(out))
     token = plan.digest()
     if options.resume and provenance.plan_of(path) == token:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from pluribus.core.merger import Facts, facts, stages
+from pluribus.core.merger import Facts, columns, facts, stages
 from pluribus.core.source import Source, TensorSpec
 
 BLOCK = 1 << 17  # elements of a block: fixed, so that sums and bits never depend on budget
@@ -53,8 +53,8 @@ class Job:
             return BLOCK
         if self.facts.grain == "tensor":
             return max(size, 1)
-        cols = self.experts[0].spec.shape[-1] if self.experts[0].spec.shape else 1
-        return max(BLOCK // max(cols, 1), 1) * max(cols, 1)
+        cols = max(columns(self.facts.grain, self.experts[0].spec.shape), 1)
+        return max(BLOCK // cols, 1) * cols
 
     @property
     def blocks(self) -> int:

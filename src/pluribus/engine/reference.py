@@ -10,7 +10,7 @@ import numpy as np
 
 from pluribus.core.arrays import Array
 from pluribus.core.fold import values_of
-from pluribus.core.merger import At, call, facts, stages
+from pluribus.core.merger import At, call, columns, facts, stages
 
 Arrays = Mapping[str, Array]
 
@@ -38,8 +38,9 @@ def merge_arrays(
         shape = tuple(first.shape)
         at = At(name, shape, 0, int(np.prod(shape)), 0, job, (depth or {}).get(name), layers, seed)
         grain = facts(method).grain
-        cols = shape[-1] if shape else 1
-        view = {"element": (-1,), "row": (-1, cols), "tensor": shape}[grain]
+        cols = columns(grain, shape)
+        rows = (at.size // max(cols, 1), cols)
+        view = {"element": (at.size,), "tensor": shape}.get(grain, rows)
         b = None if base is None else base[name].reshape(view)
         e = _stack([expert[name].reshape(view) for expert in experts])
         more = {
@@ -60,6 +61,8 @@ def merge_arrays(
                     state = result.init()
                     for name in group:
                         b, e, at, more = blocks[name]
+                        if at.size == 0:  # as in the driver: it has no blocks
+                            continue
                         values = values_of(result, b, e, at, {**more, **folded[name]})
                         state = result.update(state, values, at)
                     result = result.finish(state)
@@ -68,6 +71,9 @@ def merge_arrays(
     out = {}
     for name in names:
         b, e, at, more = blocks[name]
+        if at.size == 0:
+            out[name] = experts[0][name] * 1
+            continue
         merged = call(method, b, e, at, {**more, **folded[name]})
         out[name] = merged.reshape(experts[0][name].shape)
     return out

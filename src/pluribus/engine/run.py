@@ -383,7 +383,9 @@ class single_threaded:
     def __init__(self, plan: Plan) -> None:
         self.needed = any(
             (job.merger is not None and job.facts.grain == "tensor")
-            or any(type(source).__name__ not in ("FileSlice", "ArraySource") for source in job.sources)
+            or any(
+                type(source).__name__ not in ("FileSlice", "ArraySource") for source in job.sources
+            )
             for job in plan.jobs
         )
 

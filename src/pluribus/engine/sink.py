@@ -2,8 +2,8 @@
 
 On disk everything happens in `OUT.partial`, next to the output. Each finished span is noted in a
 journal line that carries its own checksum; after a kill at any point the same command reads the
-journal, checks the noted blocks against their hashes, and goes on. The output appears under its name
-by one rename, whole.
+journal, checks the noted blocks against their hashes, and goes on. The output appears under its
+name by one rename, whole.
 """
 
 import errno
@@ -126,7 +126,9 @@ class FileSink:
             os.replace(old, self.out)
 
     def _open(self, resume: bool) -> None:
-        token = self.plan.digest() + zlib.crc32(repr(sorted(self.shards)).encode()).to_bytes(4).hex()
+        token = (
+            self.plan.digest() + zlib.crc32(repr(sorted(self.shards)).encode()).to_bytes(4).hex()
+        )
         for head, _, _ in self.shards.values():
             token += f"{zlib.crc32(head):08x}"
         journal = self.stage / JOURNAL
@@ -153,7 +155,7 @@ class FileSink:
             fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise OutputError(
-                f"{self.stage}: another process is writing it; wait for it, or choose another output"
+                f"{self.stage}: another process is writing it; wait, or choose another output"
             ) from None
 
     def _start(self, token: str) -> None:

@@ -1,8 +1,8 @@
 """Fused CPU kernels: the same arithmetic as the readable methods, in one pass over memory.
 
 Each file is named after the method it serves and is found by that name; it defines
-`fused(merger, base, experts, *, at, **folded) -> array` on float32 numpy blocks. The readable form in
-`pluribus.merge` stays the oracle, and the contract suite holds the two together.
+`fused(merger, base, experts, *, at, **folded) -> array` on float32 numpy blocks. The readable form
+in `pluribus.merge` stays the oracle, and the contract suite holds the two together.
 """
 
 import importlib

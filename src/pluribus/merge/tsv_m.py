@@ -19,7 +19,7 @@ directions exactly, and where t > m (k is at least 1). Cost: t + 2 SVDs per matr
 
 from dataclasses import dataclass
 
-from pluribus.core.arrays import Array, Float, column
+from pluribus.core.arrays import Array, Float, column, per_expert
 from pluribus.core.merger import At, PerExpert, merger
 from pluribus.core.spectral import added, averaged, is_matrix, polar, svd, task_matrices
 
@@ -39,12 +39,13 @@ class TsvM:
         """Merge one tensor."""
         import torch
 
-        weights = column(self.weight, experts)
+        weights = per_expert(self.weight, experts.shape[0])
         if not is_matrix(base, at, self.exclude):
-            return averaged(base, base + weights * (experts - base), self.scale)
+            weighted = base + column(weights, experts) * (experts - base)
+            return averaged(base, weighted, self.scale)
         tau = task_matrices(base, experts)
         k = max(1, min(tau.shape[1:]) // tau.shape[0])
-        parts = [svd(matrix * float(w)) for matrix, w in zip(tau, weights, strict=True)]
+        parts = [svd(matrix * w) for matrix, w in zip(tau, weights, strict=True)]
         s = torch.cat([part.s[:k] for part in parts])
         if s.numel() == 0:
             return base * 1

@@ -1,0 +1,57 @@
+# Everything runs from a fresh clone with Python >= 3.11 and make; each target sets up what it needs.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+MERGEKIT := .venv-mergekit
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+
+.PHONY: setup demo test lint types docs check claims bench mergekit ci clean
+
+setup: $(VENV)/.ready  ## the library with its extras and tools, in .venv
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --upgrade 'pip>=25.1'
+	$(PIP) install --constraint constraints.txt torch
+	$(PIP) install --constraint constraints.txt --group dev -e '.[hf,gguf,ray]'
+	@touch $@
+
+demo: setup  ## eight specialists, ten ways to combine them, a table and a report: about a minute
+	$(BIN)/pluribus demo --out demo-out
+
+test: setup  ## the whole test suite but benchmarks and claims
+	$(BIN)/python -m pytest -q
+
+mergekit: $(MERGEKIT)/.ready  ## the peer, in an environment of its own
+
+$(MERGEKIT)/.ready: constraints.txt benchmarks/mergekit.txt
+	$(PYTHON) -m venv $(MERGEKIT)
+	$(MERGEKIT)/bin/python -m pip -q install --upgrade pip
+	$(MERGEKIT)/bin/python -m pip -q install --constraint constraints.txt torch
+	$(MERGEKIT)/bin/python -m pip -q install --constraint constraints.txt -r benchmarks/mergekit.txt
+	@touch $@
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/pyright
+
+docs: setup  ## write the generated parts of README and docs anew
+	$(BIN)/python -m pluribus.docs
+
+check: lint types  ## what CI checks beside the tests
+	$(BIN)/python -m pluribus.docs --check
+
+claims: setup  ## every claim on three seeds; about half an hour
+	$(BIN)/pluribus claims
+
+bench: setup mergekit  ## pluribus beside mergekit
+	$(BIN)/python benchmarks/merge_speed.py --mergekit $(MERGEKIT)/bin/python
+
+ci: check mergekit
+	MERGEKIT_PYTHON=$(CURDIR)/$(MERGEKIT)/bin/python $(MAKE) test
+
+clean:
+	rm -rf $(VENV) $(MERGEKIT) demo-out .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,5 @@
+"""`python -m pluribus`."""
+
+from pluribus.cli import main
+
+main()

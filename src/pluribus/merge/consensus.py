@@ -1,0 +1,70 @@
+"""Consensus Merging: drop from a merged update what fewer than `k` experts need.
+
+Wang et al., ICML 2024, https://arxiv.org/abs/2405.07813, section 5.
+
+    tau   = what `multi` adds to the base, unscaled                                  (n,)
+    m_t   = 1[|tau_t| > mask_lambda_t |tau - tau_t|]                                 (t, n)
+    theta = theta_0 + scale tau where sum_t m_t >= k, else theta_0                   (n,)
+
+`multi` is "task_arithmetic" (sum of the task vectors), "ties" (trimmed to 20 %, elected, summed, as
+the paper's masks use it), or any merger, chain or `{merge_method, parameters}`. `scale` is tuned
+over 0.1 ... 1.0 in the paper. Masks are computed on the fly against the update that is merged, so
+none can be stale.
+
+Cost: one pass, and those of `multi`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+from annotated_types import Ge
+
+from pluribus.core.arrays import Array, Float
+from pluribus.core.chain import Chain, as_merger
+from pluribus.core.merger import FACTS, At, NonNegative, Stage, facts, merger
+from pluribus.merge.steps import consensus as ConsensusStep
+from pluribus.merge.steps import elect, scale, trim
+from pluribus.merge.steps import sum as total
+
+UPDATES = {
+    "task_arithmetic": Chain.of(total()),
+    "ties": trim(density=0.2, scope="model", count="official") >> elect(tie="global") >> total(),
+}
+
+
+def multi_task(what: Any) -> Any:
+    """Return the merger whose unscaled update `what` names, as masks are computed against it."""
+    return UPDATES[what] if isinstance(what, str) and what in UPDATES else as_merger(what)
+
+
+@merger("consensus", paper="arXiv:2405.07813")
+@dataclass(frozen=True, kw_only=True)
+class Consensus:
+    """A merged update where enough experts agree that it is needed."""
+
+    multi: Any = "task_arithmetic"
+    k: Annotated[int, Ge(0)] = 2  # experts that must need a coordinate
+    mask_lambda: NonNegative | tuple[NonNegative, ...] = 0.4  # one, or one for each expert
+    scale: float = 0.3  # lambda, alpha in the paper
+
+    def check(self) -> None:
+        """Build the inner method, and take over its facts. Raises RecipeError or InputError."""
+        object.__setattr__(self, "multi", multi_task(self.multi))
+        mask = ConsensusStep(k=self.k, mask_lambda=self.mask_lambda)
+        chain = Chain.of(self.multi) >> mask >> scale(scale=self.scale)
+        inner, own = facts(chain), facts(type(self))
+        object.__setattr__(
+            self, FACTS, replace(inner, name=own.name, paper=own.paper, summary=own.summary)
+        )
+        object.__setattr__(self, "_chain", chain)
+
+    def folds(self) -> Sequence[Stage]:
+        """Ask for the inner method's folds."""
+        return self._chain.folds()
+
+    def __call__(
+        self, base: Float[Array, "*n"], experts: Float[Array, "t *n"], *, at: At, **folded: Any
+    ) -> Float[Array, "*n"]:
+        """Merge one block. Raises InputError if k exceeds the number of experts."""
+        return self._chain(base, experts, at=at, **folded)
