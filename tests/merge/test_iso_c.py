@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 import torch
 
-from pluribus.core.errors import InputError
 from pluribus.engine.reference import merge_arrays
 from pluribus.merge.iso_c import IsoC
 
@@ -93,8 +92,3 @@ def test_torch_gives_what_numpy_gives():
     out = merge_arrays(IsoC(), as_torch[0], as_torch[1:])["w"]
     assert isinstance(out, torch.Tensor)
     np.testing.assert_array_equal(out.numpy(), merge_arrays(IsoC(), base, experts)["w"])
-
-
-def test_unknown_parameter_is_refused():
-    with pytest.raises(InputError, match="Did you mean 'scale'"):
-        IsoC(scal=1.0)

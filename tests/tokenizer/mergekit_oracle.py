@@ -2,10 +2,9 @@
 
     mergekit_oracle.py JOBS.json
 
-JOBS: {"models": {folder: rows}, "merges": {name: recipe}, "texts": {...}}. Each model folder has a
-tokenizer and gets random weights. For each merge a folder beside JOBS holds weights.npz with the
-embedding and the output head, and vocab.json; or error.txt. Chat templates are rendered to
-chat.json.
+JOBS: {"models": {folder: rows}, "merges": {name: recipe}}. Each model folder has a tokenizer and
+gets random weights and weights.npz. For each merge a folder beside JOBS holds weights.npz with the
+embedding and the output head, vocab.json, template.json and rows.json; or error.txt.
 """
 
 import json

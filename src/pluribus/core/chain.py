@@ -35,6 +35,7 @@ from pluribus.core.merger import (
     facts,
     stages,
 )
+from pluribus.core.method import method_of
 from pluribus.core.registry import MERGERS, STEPS
 
 Kind = Literal["each", "combine", "update"]
@@ -351,20 +352,12 @@ def _named(name: str, values: Mapping[str, Any], *, head: bool) -> Any:
 
 
 def as_merger(what: Any) -> Any:
-    """Return the merger that `what` names: a merger, a chain or its text, or a recipe's mapping.
+    """Return the merger that `what` names: a merger, a recipe's mapping, or a chain or its text.
 
-    The mapping is `{"merge_method": name, "parameters": {...}}`. Raises RecipeError or InputError.
+    A single step that combines counts: "sum" is task arithmetic with scale 1. Raises RecipeError or
+    InputError.
     """
-    if isinstance(what, Mapping):
-        unknown = [key for key in what if key not in ("merge_method", "parameters")]
-        if unknown or "merge_method" not in what:
-            raise RecipeError(
-                f"a merge method within a recipe is merge_method and parameters, not {what!r}"
-            )
-        return MERGERS.build(what["merge_method"], what.get("parameters") or {})
-    if _is_merger(what) and not isinstance(what, Chain | type):
-        return what
-    chain = Chain.of(what)
+    chain = Chain.of(what if isinstance(what, str | Chain) else method_of(what))
     if not _combined(chain.parts):
         raise InputError(f"the chain '{chain}' combines nothing: end it with mean, sum or the like")
     alone = len(chain.parts) == 1 and _is_merger(chain.parts[0])

@@ -209,17 +209,20 @@ def _automatic(sizes: Mapping[str, int]) -> list[Family]:
 
 
 def _alike(blocks: Mapping[int, Mapping[str, str]], sizes: Mapping[str, int]) -> int:
-    """Count the parameters of the blocks that share a tensor with half of the family or more."""
+    """Count the parameters of the members that share a tensor with half of the family or more.
+
+    0 if they hold fewer tensors than the other members: then those contain the blocks.
+    """
     seen: dict[str, int] = defaultdict(int)
     for names in blocks.values():
         for rest in set(names.values()):
             seen[rest] += 1
-    typical = {rest for rest, count in seen.items() if 2 * count >= len(blocks)}
-    return sum(
-        sum(sizes[name] for name in names)
-        for names in blocks.values()
-        if typical & set(names.values()) and len(blocks) > 1 and max(seen.values()) > 1
-    )
+    typical = {rest for rest, count in seen.items() if count > 1 and 2 * count >= len(blocks)}
+    alike = [names for names in blocks.values() if typical & set(names.values())]
+    total = sum(len(names) for names in blocks.values())
+    if 2 * sum(len(names) for names in alike) < total:
+        return 0
+    return sum(sizes[name] for names in alike for name in names)
 
 
 def _family(prefix: str, blocks: Mapping[int, Mapping[str, str]]) -> Family:

@@ -63,7 +63,7 @@ def fit(models: Iterable[Weights]) -> tuple[list[str], dict[str, str]]:
     """Check that all models have the same tensors; return their names and shared aliases.
 
     Raises MismatchError naming the tensors, models and both shapes. Float types may differ (values
-    are widened before any arithmetic); a float never meets a whole number.
+    are widened before any arithmetic); whole numbers are copied, so their types may not.
     """
     models = list(models)
     first = models[0]
@@ -80,7 +80,8 @@ def fit(models: Iterable[Weights]) -> tuple[list[str], dict[str, str]]:
             raise MismatchError(_difference(first, model, lacks, more))
         for name in names:
             one, other = first.source(name).spec, model.source(name).spec
-            if one.shape != other.shape or one.kind.is_float != other.kind.is_float:
+            floats = one.kind.is_float and other.kind.is_float
+            if one.shape != other.shape or not (floats or one.dtype == other.dtype):
                 raise MismatchError(
                     f"tensor {name!r} is {one} in {first.label}, but {other} in {model.label}; "
                     "only models of one architecture and vocabulary can be merged "

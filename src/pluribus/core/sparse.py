@@ -45,9 +45,7 @@ def band(density: PerExpert, gamma: PerExpert, *, outlier_first: bool = True) ->
 
     def ranks(size: int, rows: int) -> np.ndarray:
         pairs = []
-        for share, outliers in zip(
-            per_expert(density, rows), per_expert(gamma, rows), strict=True
-        ):
+        for share, outliers in zip(per_expert(density, rows), per_expert(gamma, rows), strict=True):
             keep, top = int(share * size), int(outliers * size)
             if share >= 1:
                 pairs.append((size, 0))

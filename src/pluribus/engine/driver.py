@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pluribus.core.depth import depth_map
 from pluribus.core.dtypes import dtype as dtype_of
 from pluribus.core.errors import InputError, OutputError
 from pluribus.core.merger import facts
@@ -44,6 +45,7 @@ class Result:
     bytes_written: int
     resumed: bool = False
     out: Path | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def size_of(text: str | int) -> int:
@@ -85,7 +87,8 @@ def plan_pool(
     experts = list(pool.experts.values())
     labels = list(pool.experts)
     reference = pool.base if pool.base is not None else experts[0]
-    layers, count = {}, 0
+    names = set(pool.names)
+    blocks = depth_map(reference.select(lambda name: name in names), depth)
     out = out_dtype or dtype
     jobs = []
     for index, name in enumerate(pool.names):
@@ -112,7 +115,7 @@ def plan_pool(
                 used,
                 sources,
                 extras if spec.kind.is_float else {},
-                layers.get(name),
+                blocks.layers.get(name),
                 job_labels,
                 index,
             )
@@ -122,7 +125,7 @@ def plan_pool(
     return Plan(
         tuple(jobs),
         seed,
-        count,
+        blocks.count,
         pool.aliases,
         {"merge_method": known.name, "parameters": provenance.parameters(method)},
         reference.folder,
@@ -205,7 +208,14 @@ def execute(
         memory = MemorySink(plan)
         progress = _run(plan, memory, options, on_progress)
         weights = memory.weights(plan, "merged")
-        return Result(weights, time.perf_counter() - began, progress.done, plan.bytes_written)
+        notes = (*plan.warnings, *provenance.twins(plan, memory.digests))
+        return Result(
+            weights,
+            time.perf_counter() - began,
+            progress.done,
+            plan.bytes_written,
+            warnings=notes,
+        )
     path = Path(os.path.expanduser(out))
     token = plan.digest()
     if options.resume and provenance.plan_of(path) == token:
@@ -233,6 +243,7 @@ def execute(
         plan.bytes_written,
         resumed,
         path,
+        (*plan.warnings, *provenance.twins(plan, sink.digests)),
     )
 
 

@@ -1,7 +1,7 @@
 """A merge as a list of jobs, one per output tensor, made from headers before anything is read."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ class Job:
     layer: int | None = None
     labels: tuple[str, ...] = ()  # whose tensors: the base's label first if there is a base
     index: int = 0
+    precise: bool = False  # float64, because a fold compares it with a tensor that needs it
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -42,6 +43,8 @@ class Job:
     @property
     def wide(self) -> type:
         """Working precision: float64 if any input or the output is, else float32."""
+        if self.precise:
+            return np.float64
         kinds = {source.spec.dtype for source in self.sources} | {self.spec.dtype}
         return np.float64 if "F64" in kinds else np.float32
 
@@ -65,6 +68,12 @@ class Job:
     def passes(self) -> int:
         """Least number of times its inputs are read: one a stage of folds, one to merge."""
         return 1 + (len(stages(self.merger)) if self.merger is not None else 0)
+
+    @property
+    def whole_model(self) -> bool:
+        """Whether its method must know something of all tensors before it can merge one."""
+        todo = stages(self.merger) if self.merger is not None else ()
+        return any(fold.scope == "model" for stage in todo for fold in stage.values())
 
     @property
     def bytes_read(self) -> int:
@@ -95,6 +104,11 @@ class Plan:
     config: Mapping[str, Any] = field(default_factory=dict)  # changes to its config.json
     warnings: Sequence[str] = ()
 
+    def __post_init__(self) -> None:
+        if len({job.wide for job in self.jobs}) > 1:
+            jobs = tuple(replace(job, precise=job.whole_model) for job in self.jobs)
+            object.__setattr__(self, "jobs", jobs)
+
     @property
     def specs(self) -> dict[str, TensorSpec]:
         """The output's tensors."""
@@ -111,11 +125,11 @@ class Plan:
         return sum(job.bytes_read * job.passes for job in self.jobs)
 
     def digest(self) -> str:
-        """Hash of all that decides the output's bits: recipe, seed, layout, inputs' fingerprints."""
+        """Hash of all that decides the output's bits: recipe, seed, layout, input fingerprints."""
         state = xxhash.xxh3_128()
-        state.update(repr((self.seed, self.layers, sorted(self.aliases.items()))).encode())
+        state.update(repr((self.seed, self.layers, sorted(self.aliases.items()), BLOCK)).encode())
         for job in self.jobs:
-            told = (job.name, job.spec, repr(job.merger), job.layer)
+            told = (job.name, job.spec, repr(job.merger), job.layer, job.base is None)
             state.update(repr(told).encode())
             for source in (*job.sources, *(s for group in job.extras.values() for s in group)):
                 state.update(f"{source.spec}{source.fingerprint}".encode())

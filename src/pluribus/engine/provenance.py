@@ -48,18 +48,11 @@ def short(plan: Plan, token: str) -> str:
 def record(plan: Plan, token: str, digests: Digests) -> bytes:
     """Return the text of pluribus.json for a finished plan."""
     tensors: dict[str, Any] = {}
-    models: dict[str, dict[str, str]] = {}
+    models = contents(plan, digests)
+    written = models.pop("out", {})
     for job in plan.jobs:
-        spans = range(-(-job.blocks // SPAN))
-        labels = {label for span in spans for label in digests[job.index, span]}
-        for label in sorted(labels):
-            joined = xxhash.xxh3_128()
-            for span in spans:
-                joined.update("".join(digests[job.index, span].get(label, [])).encode())
-            if label == "out":
-                tensors[job.name] = {"block": job.block, "digest": joined.hexdigest()}
-            else:
-                models.setdefault(label, {})[job.name] = joined.hexdigest()
+        empty = xxhash.xxh3_128_hexdigest(b"")
+        tensors[job.name] = {"block": job.block, "digest": written.get(job.name, empty)}
     inputs = {
         label: {"digest": _joined(found), "tensors": len(found)} for label, found in models.items()
     }
@@ -78,6 +71,33 @@ def record(plan: Plan, token: str, digests: Digests) -> bytes:
         "warnings": list(plan.warnings),
     }
     return json.dumps(table, indent=1, default=str).encode()
+
+
+def contents(plan: Plan, digests: Digests) -> dict[str, dict[str, str]]:
+    """Return the digest of every tensor of every input (by label) and of the output ("out")."""
+    models: dict[str, dict[str, str]] = {}
+    for job in plan.jobs:
+        spans = range(-(-job.blocks // SPAN))
+        labels = {label for span in spans for label in digests[job.index, span]}
+        for label in sorted(labels):
+            joined = xxhash.xxh3_128()
+            for span in spans:
+                joined.update("".join(digests[job.index, span].get(label, [])).encode())
+            models.setdefault(label, {})[job.name] = joined.hexdigest()
+    return models
+
+
+def twins(plan: Plan, digests: Digests) -> list[str]:
+    """Return warnings about inputs whose content is the same, found on the way."""
+    models = contents(plan, digests)
+    models.pop("out", None)
+    seen: dict[str, str] = {}
+    notes = []
+    for label, tensors in models.items():
+        first = seen.setdefault(_joined(tensors), label)
+        if first != label:
+            notes.append(f"{label} and {first} hold the same values: one of them adds nothing")
+    return notes
 
 
 def _joined(found: Mapping[str, str]) -> str:

@@ -11,16 +11,15 @@ import heapq
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 
-from pluribus.core.dtypes import narrow
-from pluribus.core.errors import MismatchError, NonFiniteError, PluribusError
-from pluribus.core.fold import values_of
-from pluribus.core.merger import At, call, stages
-from pluribus.engine.blocks import Reader, Span
+from pluribus.core.errors import PluribusError
+from pluribus.core.merger import stages
 from pluribus.engine.plan import SPAN, Job, Plan
+from pluribus.engine.spans import Done, Task, Worker, single_threaded
 
 
 class Sink(Protocol):
@@ -73,11 +72,12 @@ class _State:
     rounds: int = 0
 
 
-Check = Callable[[], bool]
-
-
 class Run:
-    """One execution of a plan. `run()` returns when every block is in the sink."""
+    """One execution of a plan. `run()` returns when every block is in the sink.
+
+    Each thread calls `worker()` once for what executes its tasks: by default a `Worker`, which does
+    so in the thread itself.
+    """
 
     def __init__(
         self,
@@ -88,9 +88,12 @@ class Run:
         memory: int = 512 << 20,
         allow_nonfinite: bool = False,
         device: str = "cpu",
+        worker: Callable[[], Callable[[Task], Done]] | None = None,
     ) -> None:
-        self.plan, self.sink = plan, sink
-        self.memory, self.allow_nonfinite, self.device = memory, allow_nonfinite, device
+        self.plan, self.sink, self.memory = plan, sink, memory
+        self._worker = worker or partial(
+            Worker, plan, sink.write, device=device, allow_nonfinite=allow_nonfinite
+        )
         most = max((job.working_bytes for job in plan.jobs if job.block <= 1 << 20), default=1)
         self.threads = max(1, min(threads, memory // max(most, 1)))
         self.progress = Progress(0, plan.bytes_read)
@@ -108,16 +111,11 @@ class Run:
         skipped: set[int] = set()
         for job in self.plan.jobs:
             spans = self._spans(job)
-            whole_model = any(
-                fold.scope == "model"
-                for stage in (stages(job.merger) if job.merger is not None else ())
-                for fold in stage.values()
-            )
-            if spans == 0 or all(self.sink.finished(job, span) for span in range(spans)):
-                if not whole_model:
-                    skipped.add(job.index)
-                    self.progress.done += job.bytes_read * job.passes
-                    continue
+            whole = all(self.sink.finished(job, span) for span in range(spans))
+            if whole and not job.whole_model:
+                skipped.add(job.index)
+                self.progress.done += job.bytes_read * job.passes
+                continue
             self._open += 1
         for job in self.plan.jobs:
             if job.merger is None or job.index in skipped:
@@ -281,24 +279,25 @@ class Run:
                 self._lock.wait()
 
     def _work(self) -> None:
-        reader = Reader(self.device)
         try:
+            execute = self._worker()
             while (taken := self._take()) is not None:
                 job, span, need = taken
                 state = self._states[job.index]
+                first = state.rounds == 1
+                task = Task(job.index, span, state.active, state.folded, state.merging, first)
                 try:
-                    if job.merger is None:
-                        self._copy_span(job, span)
-                    elif state.merging:
-                        self._merge_span(reader, job, span, state)
-                    else:
-                        self._fold_span(reader, job, span, state)
+                    done = execute(task)
                 except PluribusError:
                     raise
                 except Exception as error:
                     error.add_note(f"while merging tensor {job.name!r}")
                     raise
+                if done.digests is not None:
+                    self.sink.done(job, span, done.digests)
                 with self._lock:
+                    for name, mine in (done.states or {}).items():
+                        state.partial[name] = state.active[name].join(state.partial[name], mine)
                     self._in_use -= need
                     self.progress.done += self._span_bytes(job, span)
                     state.left -= 1
@@ -309,102 +308,3 @@ class Run:
             with self._lock:
                 self._error = self._error or error
                 self._lock.notify_all()
-
-    def _fold_span(self, reader: Reader, job: Job, span: int, state: _State) -> None:
-        mine = {name: fold.init() for name, fold in state.active.items()}
-        for block in Span(job, span).blocks:
-            at = place(job, block, self.plan)
-            base, experts, extras = reader.read(job, at, None)
-            if state.rounds == 1:
-                self._check_finite(reader, job)
-            for name, fold in state.active.items():
-                values = values_of(fold, base, experts, at, {**extras, **state.folded})
-                mine[name] = fold.update(mine[name], values, at)
-        with self._lock:
-            for name, fold in state.active.items():
-                state.partial[name] = fold.join(state.partial[name], mine[name])
-
-    def _merge_span(self, reader: Reader, job: Job, span: int, state: _State) -> None:
-        digests: dict[str, list[str]] = {}
-        for block in Span(job, span).blocks:
-            at = place(job, block, self.plan)
-            base, experts, extras = reader.read(job, at, digests)
-            if state.rounds == 1:
-                self._check_finite(reader, job)
-            merged = call(job.merger, base, experts, at, {**extras, **state.folded})
-            raw = reader.encode(merged, job)
-            digests.setdefault("out", []).append(reader.digest(raw))
-            self.sink.write(job, block, raw)
-        self.sink.done(job, span, digests)
-
-    def _copy_span(self, job: Job, span: int) -> None:
-        digests: dict[str, list[str]] = {}
-        first = job.experts[0]
-        for block in Span(job, span).blocks:
-            start = block * job.block
-            stop = min(start + job.block, first.spec.size)
-            raw = first.load(start, stop)
-            for label, other in zip(job.labels[1:], job.experts[1:], strict=False):
-                if not np.array_equal(raw, other.load(start, stop)):
-                    raise MismatchError(
-                        f"tensor {job.name!r} ({first.spec}) holds whole numbers and is not "
-                        f"averaged, but {label} and {job.labels[0]} differ in it; "
-                        "make them equal, or leave it out"
-                    )
-            digests.setdefault(job.labels[0] if job.labels else "in", []).append(Reader.digest(raw))
-            if first.spec.dtype != job.spec.dtype:
-                raw = narrow(first.floats(start, stop, job.wide), job.spec.kind)
-            digests.setdefault("out", []).append(Reader.digest(raw))
-            self.sink.write(job, block, raw)
-        self.sink.done(job, span, digests)
-
-    def _check_finite(self, reader: Reader, job: Job) -> None:
-        if reader.bad and not self.allow_nonfinite:
-            label = job.labels[reader.bad[0]] if reader.bad[0] < len(job.labels) else "an input"
-            raise NonFiniteError(
-                f"{label}: tensor {job.name!r} holds NaN or infinite values; repair that model, "
-                "or go on with allow_nonfinite (--allow-nonfinite)"
-            )
-
-
-def place(job: Job, block: int, plan: Plan) -> At:
-    """Return where a block lies."""
-    spec = job.experts[0].spec
-    start = block * job.block
-    stop = min(start + job.block, spec.size)
-    return At(
-        job.name, spec.shape, start, stop, block, job.index, job.layer, plan.layers, plan.seed
-    )
-
-
-class single_threaded:
-    """Keep BLAS and torch on one thread while the plan's own threads run: same bits everywhere."""
-
-    def __init__(self, plan: Plan) -> None:
-        self.needed = any(
-            (job.merger is not None and job.facts.grain == "tensor")
-            or any(
-                type(source).__name__ not in ("FileSlice", "ArraySource") for source in job.sources
-            )
-            for job in plan.jobs
-        )
-
-    def __enter__(self) -> None:
-        self._limits = None
-        self._torch = None
-        if not self.needed:
-            return
-        import torch
-        from threadpoolctl import threadpool_limits
-
-        self._torch = torch.get_num_threads()
-        torch.set_num_threads(1)
-        self._limits = threadpool_limits(1)
-
-    def __exit__(self, *_: object) -> None:
-        if self._limits is not None:
-            self._limits.restore_original_limits()
-        if self._torch is not None:
-            import torch
-
-            torch.set_num_threads(self._torch)

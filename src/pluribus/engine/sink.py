@@ -74,12 +74,7 @@ class FileSink:
         self.plan, self.out, self.overwrite = plan, out, overwrite
         self.single = out.name.endswith(".safetensors")
         self.stage = out.with_name(out.name + ".partial")
-        self._restore()
-        if out.exists() and not overwrite:
-            raise OutputError(
-                f"{out}: exists already; choose another name, or pass --overwrite to replace it "
-                "once the new output is whole"
-            )
+        self._refuse_existing()
         if not out.parent.is_dir():
             raise OutputError(f"{out.parent}: no such folder to write {out.name} into; create it")
         self.shards = self._layout(shard_bytes, metadata)
@@ -119,6 +114,27 @@ class FileSink:
 
     # -- opening ---------------------------------------------------------------------------------
 
+    def _refuse_existing(self) -> None:
+        if self.out.exists() and not self.overwrite:
+            raise OutputError(
+                f"{self.out}: exists already; choose another name, or pass --overwrite to replace "
+                "it once the new output is whole"
+            )
+        if self.out.is_dir() and not _is_model(self.out):
+            raise OutputError(
+                f"{self.out}: is a folder with other things than a model in it, and --overwrite "
+                "would remove them; choose another name"
+            )
+        if (
+            self.stage.is_dir()
+            and any(self.stage.iterdir())
+            and not (self.stage / JOURNAL).exists()
+        ):
+            raise OutputError(
+                f"{self.stage}: is where {self.out.name} would be prepared, but holds something "
+                "else; move it, or choose another output"
+            )
+
     def _restore(self) -> None:
         """Undo a replacement that was killed between its two renames."""
         old = self.out.with_name(self.out.name + ".replaced")
@@ -131,32 +147,46 @@ class FileSink:
         )
         for head, _, _ in self.shards.values():
             token += f"{zlib.crc32(head):08x}"
-        journal = self.stage / JOURNAL
-        lines: list[list[Any]] = []
-        if journal.is_file() and resume:
-            lines = _read_journal(journal)
-            if not lines or lines[0] != ["plan", token]:
-                lines = []
         try:
             self.stage.mkdir(exist_ok=True)
-            self._lock_file = open(journal, "ab")
             self._lock()
-            if not lines:
+            self._restore()
+            self._refuse_existing()
+            lines, good = _read_journal(self.stage / JOURNAL)
+            if resume and lines and lines[0] == ["plan", token] and self._shards_stand():
+                self._lock_file.truncate(good)  # else new lines would join a torn one
+            else:
+                lines = []
                 self._start(token)
             self._open_shards()
         except OSError as error:
+            self.close()
             if isinstance(error, OutputError):
                 raise
             raise self._explain(error) from None
         self._recall(lines[1:])
 
     def _lock(self) -> None:
+        """Open the journal and keep other processes out for as long as it is open."""
+        journal = self.stage / JOURNAL
+        self._lock_file = journal.open("ab")
         try:
             fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            mine = os.path.samestat(os.fstat(self._lock_file.fileno()), os.stat(journal))
+        except (BlockingIOError, FileNotFoundError):
+            mine = False  # held, or just published, by somebody else
         except OSError:
+            mine = True  # this filesystem has no locks
+        if not mine:
             raise OutputError(
-                f"{self.stage}: another process is writing it; wait, or choose another output"
-            ) from None
+                f"{self.stage}: another process is writing it; wait for it, or choose another "
+                "output"
+            )
+
+    def _shards_stand(self) -> bool:
+        """Return whether every shard of the journal's plan is there in its full size."""
+        found = {entry.name: entry.stat().st_size for entry in self.stage.iterdir()}
+        return all(found.get(name) == size for name, (_, _, size) in self.shards.items())
 
     def _start(self, token: str) -> None:
         """Begin afresh: empty the journal, then preallocate the shards, then note the plan."""
@@ -180,7 +210,8 @@ class FileSink:
                 try:
                     os.posix_fallocate(file.fileno(), 0, size)
                 except OSError as error:
-                    if error.errno == errno.ENOSPC:
+                    if error.errno == errno.ENOSPC:  # nothing is in it yet: give the space back
+                        shutil.rmtree(self.stage, ignore_errors=True)
                         raise
                     file.truncate(size)
         self._note(["plan", token])
@@ -209,7 +240,9 @@ class FileSink:
         start = block * job.block
         count = min(job.block, job.spec.size - start)
         out = np.empty(count * job.spec.kind.size, np.uint8)
-        os.preadv(fd, [memoryview(out)], at)
+        view = memoryview(out)
+        while view and (done := os.preadv(fd, [view], at)):
+            view, at = view[done:], at + done
         return out
 
     def _place(self, job: Job, block: int) -> tuple[int, int]:
@@ -242,7 +275,8 @@ class FileSink:
         text = json.dumps(entry, separators=(",", ":"))
         line = f"{zlib.crc32(text.encode()):08x} {text}\n".encode()
         try:
-            os.write(self._lock_file.fileno(), line)
+            while line:  # a disk that fills up takes a part, and refuses only the next
+                line = line[os.write(self._lock_file.fileno(), line) :]
         except OSError as error:
             raise self._explain(error) from None
 
@@ -305,7 +339,7 @@ class FileSink:
             (out / JOURNAL).unlink(missing_ok=True)
         for suffix in (".partial", ".replaced"):
             rest = out.with_name(out.name + suffix)
-            if rest.exists():
+            if rest.exists() and not _held(rest / JOURNAL):
                 shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
 
     def close(self) -> None:
@@ -318,12 +352,32 @@ class FileSink:
             self._lock_file = None
 
 
-def _read_journal(path: Path) -> list[list[Any]]:
-    """Return the journal's whole lines up to the first damaged one."""
-    entries = []
+def _is_model(folder: Path) -> bool:
+    """Return whether a folder is empty, or a model's or an output's: safe to replace as a whole."""
+    names = {entry.name for entry in folder.iterdir()}
+    known = {"config.json", "adapter_config.json", "pluribus.json", "model.safetensors.index.json"}
+    return not names or bool(names & known) or "model.safetensors" in names
+
+
+def _held(journal: Path) -> bool:
+    """Return whether a process is at work beside this journal."""
+    try:
+        with journal.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _read_journal(path: Path) -> tuple[list[list[Any]], int]:
+    """Return the journal's whole lines up to the first damaged one, and their length in bytes."""
+    entries, good = [], 0
     for line in path.read_bytes().split(b"\n")[:-1]:
         mark, _, text = line.partition(b" ")
         if mark != f"{zlib.crc32(text):08x}".encode():
             break
         entries.append(json.loads(text))
-    return entries
+        good += len(line) + 1
+    return entries, good

@@ -92,7 +92,7 @@ def edit_single(
     """
     base, finetuned = Weights.open(base), Weights.open(finetuned)
     beta = 1 - alpha if beta is None else beta
-    check_scales(alpha, beta)
+    check_scales(alpha, max(beta, 0.0) if alpha > 1 else beta)
     layers = depth if isinstance(depth, DepthMap) else depth_map(finetuned, depth)
     layers.require("lines")
     sources: dict[str, Source] = {}

@@ -52,11 +52,13 @@ class RegMean:
 
         shares = per_expert(self.weight, experts.shape[0])
         total = sum(shares)
-        mean = experts[0]
-        for expert, share in zip(experts[1:], shares[1:], strict=True):
-            mean = mean + (share / total) * (expert - experts[0])
+        rows = experts.reshape(experts.shape[0], -1)
+        mean = rows[0]
+        for row, share in zip(rows[1:], shares[1:], strict=True):
+            mean = mean + (share / total) * (row - rows[0])
+        mean = mean.reshape(experts.shape[1:])
         if gram is None or len(mean.shape) < 2 or min(mean.shape) == 0:
-            return mean.reshape(experts.shape[1:])
+            return mean
         theta, middle = matrices(experts, 1), matrices(mean, 0)
         c = gram.shape[-1]
         turned = len(mean.shape) == 2 and (
@@ -83,12 +85,13 @@ def _solved(gram, right):
     """Return X of least norm with X @ gram = right, for a positive semidefinite `gram`."""
     import torch
 
-    size = torch.sqrt(torch.diagonal(gram)).clamp(min=0)
+    size = torch.diagonal(gram).clamp(min=0).sqrt()
     live = size > 0
     inverse = torch.where(live, 1 / torch.where(live, size, 1.0), 0.0)
     unit = gram * inverse * inverse[:, None]  # correlations: scale-free
     unit.diagonal()[~live] = 1.0  # inputs that are always zero: no correction
     factor, failed = torch.linalg.cholesky_ex(unit)
-    if int(failed) == 0 and float(factor.diagonal().min()) > 1e-6:
+    # Gram matrices arrive in float32: directions weaker than its rounding are noise.
+    if int(failed) == 0 and float(factor.diagonal().min()) > 1e-3:
         return torch.cholesky_solve((right * inverse).mT, factor).mT * inverse
-    return (right * inverse) @ torch.linalg.pinv(unit, rtol=1e-10, hermitian=True) * inverse
+    return (right * inverse) @ torch.linalg.pinv(unit, rtol=1e-6, hermitian=True) * inverse

@@ -5,10 +5,10 @@
 
 from dataclasses import dataclass
 
-from pluribus.core.arrays import Array, Float, column, per_expert
+from pluribus.core.arrays import Array, Float, column
 from pluribus.core.chain import step
-from pluribus.core.errors import InputError
 from pluribus.core.merger import PerExpert
+from pluribus.core.sparse import add_up, total_weight
 
 
 @step("average", kind="combine", paper="arXiv:2203.05482")
@@ -20,11 +20,5 @@ class Average:
 
     def __call__(self, values: Float[Array, "t *n"]) -> Float[Array, "*n"]:
         """Combine one block. Raises InputError if the weights sum to zero."""
-        divisor = sum(per_expert(self.weight, values.shape[0]))
-        if abs(divisor) < 1e-8:
-            raise InputError(f"average: weights {self.weight} sum to zero; use sum instead")
-        weights = column(self.weight, values) / divisor
-        total = values[0] * weights[0]
-        for row, weight in zip(values[1:], weights[1:], strict=True):
-            total = total + row * weight
-        return total
+        divisor = total_weight(self.weight, values.shape[0])
+        return add_up(values * (column(self.weight, values) / divisor))

@@ -5,18 +5,18 @@ Davari and Belilovsky, ECCV 2024, https://arxiv.org/abs/2312.06795 (Model Breadc
     ranks by |values_t| from 1, the largest:
     keep ranks int(gamma n) + 1 ... int(gamma n) + int(density n)     (t, n) -> (t, n)
 
-`gamma` gives way where both shares together exceed 1. Ties go by position, so the counts are exact.
+Of n entries there are at most n: a density of 1 keeps all, outliers too.
+Ties go by position, so the counts are exact.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from pluribus.core.arrays import Array, Float, per_expert
+from pluribus.core.arrays import Array, Float
 from pluribus.core.chain import step
 from pluribus.core.fold import Selection, TopK
 from pluribus.core.merger import At, FractionPerExpert, Scope, SharePerExpert, Stage
+from pluribus.core.sparse import band
 from pluribus.merge.steps.trim import sizes
 
 
@@ -29,23 +29,14 @@ class Band:
     gamma: SharePerExpert = 0.01  # share dropped at the top
     scope: Scope = "tensor"
 
-    def _ranks(self, size: int, rows: int) -> np.ndarray:
-        columns = []
-        for density, gamma in zip(
-            per_expert(self.density, rows), per_expert(self.gamma, rows), strict=True
-        ):
-            keep = max(1, int(density * size))
-            top = min(int(gamma * size), size - keep)
-            columns.append([top, top + keep])
-        return np.array(columns, np.int64)
-
     def folds(self) -> Sequence[Stage]:
         """Ask for both ends of each expert's band."""
-        return [{"ends": TopK(of=sizes, ranks=self._ranks, scope=self.scope)}]
+        ranks = band(self.density, self.gamma)
+        return [{"ends": TopK(of=sizes, ranks=ranks, scope=self.scope)}]
 
     def __call__(
         self, values: Float[Array, "t *n"], *, at: At, ends: Selection
     ) -> Float[Array, "t *n"]:
         """Keep the band of one block."""
         size = abs(values)
-        return values * (ends.mask(size, at, 1) & ~ends.mask(size, at, 0))
+        return values * (ends.mask(size, at, 0) & ~ends.mask(size, at, 1))

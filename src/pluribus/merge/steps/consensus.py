@@ -49,7 +49,7 @@ class Consensus:
                 f"everything would be removed; give k from 0 to {count}"
             )
         masks = tall_mask(experts - base, values[0], self.mask_lambda)
-        agreeing = values[0] * 0
+        needed = values[0] * 0
         for mask in masks:
-            agreeing = agreeing + mask
-        return values * (agreeing >= self.k)
+            needed = needed + mask
+        return values * (needed >= self.k)

@@ -16,11 +16,11 @@ from typing import Literal
 
 import numpy as np
 
-from pluribus.core.arrays import Array, Float, column, namespace, per_expert
+from pluribus.core.arrays import Array, Float, column
 from pluribus.core.chain import step
 from pluribus.core.fold import Sum
 from pluribus.core.merger import At, FractionPerExpert, Scope, Stage
-from pluribus.core.random import uniform
+from pluribus.core.sparse import drawn, l1_factors
 from pluribus.merge.steps.trim import sizes
 
 
@@ -32,7 +32,7 @@ class Drop:
     density: FractionPerExpert = 0.5  # probability to stay
     rescale: Literal["1/p", "l1", "none"] = "1/p"
     scope: Scope = "tensor"  # of the norms that "l1" keeps
-    stream: str = "drop"  # give two drops of one chain different streams
+    stream: str = ""  # give two drops of one chain different ones
 
     def folds(self) -> Sequence[Stage]:
         """Ask for the norms before and after, if they are to be kept."""
@@ -42,12 +42,9 @@ class Drop:
         return [{"full": Sum(of=sizes, scope=self.scope), "kept": kept}]
 
     def _kept(self, values: Array, at: At) -> Array:
-        shares = per_expert(self.density, values.shape[0])
-        rows = []
-        for i, share in enumerate(shares):
-            drawn = uniform(at, f"{self.stream}/{i}", values).reshape(values.shape[1:])
-            rows.append(values[i] * (drawn < share))
-        return namespace(values).stack(rows)
+        if self.stream:
+            at = at._replace(name=f"{at.name}\0{self.stream}")
+        return values * drawn(self.density, values, at)
 
     def _kept_sizes(self, values: Array, *, at: At) -> Array:
         return abs(self._kept(values, at))
@@ -66,5 +63,4 @@ class Drop:
             return out / column(self.density, values)
         if full is None or kept is None:
             return out
-        factors = np.divide(full, kept, out=np.ones_like(full), where=kept > 0)
-        return out * column(tuple(factors.tolist()), values)
+        return out * column(l1_factors(full, kept), values)

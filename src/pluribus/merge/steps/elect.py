@@ -21,6 +21,7 @@ from pluribus.core.arrays import Array, Float, column, namespace
 from pluribus.core.chain import step
 from pluribus.core.fold import Sum
 from pluribus.core.merger import At, PerExpert, Scope, Stage
+from pluribus.core.sparse import add_up, agreeing
 
 
 def squares(values: Array) -> Array:
@@ -57,13 +58,12 @@ class Elect:
             # 1 / norm before the product: a share of a large model's norm underflows nowhere.
             unit = weighted * column(tuple((1 / np.sqrt(np.where(norms, norms, 1))).tolist()), values)
             votes = unit * abs(unit)
-        total = votes[0]
+        if self.by != "normfrac":
+            return add_up(votes)
+        largest = votes[0]
         for row in votes[1:]:
-            if self.by == "normfrac":
-                total = xp.where(abs(row) > abs(total), row, total)
-            else:
-                total = total + row
-        return total
+            largest = xp.where(abs(row) > abs(largest), row, largest)
+        return largest
 
     def _signs(self, values: Array, *, norms: np.ndarray | None = None) -> Array:
         return namespace(values).sign(self._votes(values, norms))[None]
@@ -81,4 +81,4 @@ class Elect:
         total = self._votes(values, norms)
         default = 1.0 if majority is None else float(np.sign(majority[0]))
         sign = xp.where(total == 0, default, xp.sign(total))
-        return values * xp.where(sign > 0, values > 0, values < 0)
+        return values * agreeing(values, sign)

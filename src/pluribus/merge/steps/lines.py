@@ -24,6 +24,7 @@ from pluribus.core.depth import is_tail
 from pluribus.core.errors import InputError
 from pluribus.core.fold import Sum
 from pluribus.core.merger import At, Stage
+from pluribus.core.sparse import add_up
 
 Schedule = Literal["linear", "quadratic", "sqrt"]
 Tail = Literal["alpha", "deep"]
@@ -90,11 +91,7 @@ class Lines:
         return abs(values) if re.search(self.norm_over, at.name) else values * 0
 
     def _experts_size(self, values: Array, *, at: At, base: Array, experts: Array) -> Array:
-        tau = experts - base
-        total = tau[0]
-        for row in tau[1:]:
-            total = total + row
-        return self._size(total[None], at=at)
+        return self._size(add_up(experts - base)[None], at=at)
 
     def __call__(
         self,

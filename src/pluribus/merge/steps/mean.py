@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from pluribus.core.arrays import Array, Float, column, namespace
 from pluribus.core.chain import step
-from pluribus.core.errors import InputError
 from pluribus.core.merger import PerExpert
+from pluribus.core.sparse import disjoint, refuse_negative
 
 
 @step("mean", kind="combine", paper="arXiv:2306.01708")
@@ -24,14 +24,10 @@ class Mean:
 
     def check(self) -> None:
         """Raise InputError for weights that make the divisor cross zero."""
-        weights = self.weight if isinstance(self.weight, tuple) else (self.weight,)
-        if min(weights) < 0:
-            raise InputError(f"mean: weight = {self.weight}: negative weights need sum instead")
+        refuse_negative("mean", self.weight)
 
     def __call__(self, values: Float[Array, "t *n"]) -> Float[Array, "*n"]:
         """Combine one block."""
-        total, divisor = values[0] * 0, values[0] * 0
-        for row, weight in zip(values, column(self.weight, values), strict=True):
-            total = total + row * weight
-            divisor = divisor + (row != 0) * weight
+        weights = column(self.weight, values)
+        total, divisor = disjoint(values * weights, values != 0, weights)
         return total / namespace(values).where(divisor == 0, 1.0, divisor)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pluribus.core.arrays import Array, Float, column
 from pluribus.core.chain import step
 from pluribus.core.merger import PerExpert
+from pluribus.core.sparse import add_up
 
 
 @step("sum", kind="combine", paper="arXiv:2212.04089")
@@ -21,8 +22,4 @@ class Sum:
 
     def __call__(self, values: Float[Array, "t *n"]) -> Float[Array, "*n"]:
         """Combine one block."""
-        weights = column(self.weight, values)
-        total = values[0] * weights[0]
-        for row, weight in zip(values[1:], weights[1:], strict=True):
-            total = total + row * weight
-        return total
+        return add_up(values * column(self.weight, values))

@@ -1,0 +1,70 @@
+"""`pluribus claims`: measure what the methods claim."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pluribus.cli._common import show_json
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(claims)
+
+
+def claims(
+    names: Annotated[list[str] | None, typer.Argument(help="Systems; all by default.")] = None,
+    seeds: Annotated[str, typer.Option(help="Comma-separated seeds.")] = "0,1,2",
+    out: Annotated[Path, typer.Option(help="Folder for the records.")] = Path(
+        "benchmarks/results/claims"
+    ),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the records as JSON.")] = False,
+) -> None:
+    """Measure headline claims on real data, on several seeds; exit 1 if one fails.
+
+    Example: pluribus claims ties lines --seeds 0,1,2
+    """
+    from pluribus import claims as registry
+    from pluribus.core.errors import InputError
+
+    try:
+        numbers = [int(seed) for seed in seeds.split(",")]
+    except ValueError:
+        raise InputError(f"--seeds {seeds!r}: give whole numbers such as 0,1,2") from None
+    for name in names or []:
+        registry.load(name)  # a misspelt name is known before an hour of work
+    outcomes = []
+    for name in names or registry.systems():
+        outcome = registry.run(name, numbers, _steps if sys.stderr.isatty() else None)
+        registry.save(outcome, out)
+        outcomes.append(outcome)
+        if not as_json:
+            print(_text(outcome), flush=True)
+    if as_json:
+        show_json([outcome.to_dict() for outcome in outcomes])
+    if any(outcome.verdict == "fails" for outcome in outcomes):
+        raise typer.Exit(1)
+
+
+def _steps(stage: str, done: int, total: int) -> None:
+    end = "\n" if done == total else ""
+    print(f"\r{stage} {done}/{total}", end=end, file=sys.stderr, flush=True)
+
+
+def _text(outcome) -> str:  # noqa: ANN001
+    told = outcome.to_dict()
+    lines = [f"{told['claim']}: {told['title']} — {told['verdict']} ({told['seconds']:.0f} s)"]
+    for check in told["checks"]:
+        mark = "holds" if check["holds"] else "FAILS"
+        mark = mark if check["asserted"] else f"{mark} (reported)"
+        seeds = ", ".join(f"{value:.2f}" for value in check["per_seed"])
+        lines.append(
+            f"  {mark:17s} {check['text']}: {check['measured']:.2f} [{seeds}], "
+            f"expected {check['expected']}"
+        )
+    for name, figure in told["figures"].items():
+        spread = f" ± {figure['sd']:.2f}" if figure["sd"] is not None else ""
+        lines.append(f"    {name:28s} {figure['mean']:8.2f}{spread}")
+    return "\n".join(lines)

@@ -1,0 +1,161 @@
+"""Work through one span: feed its blocks to the open folds, or merge, round and write them.
+
+A `Worker` knows nothing of scheduling, so a thread here and a process on another machine do the
+same to a block.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pluribus.core.dtypes import narrow
+from pluribus.core.errors import MismatchError, NonFiniteError
+from pluribus.core.fold import values_of
+from pluribus.core.merger import At, call
+from pluribus.engine.blocks import Reader, Span
+from pluribus.engine.plan import Job, Plan
+
+
+class Task(NamedTuple):
+    """What to do with one span of a job. Pickles."""
+
+    job: int
+    span: int
+    folds: Mapping[str, Any]  # those that are open
+    folded: Mapping[str, Any]  # results of those that are closed
+    merging: bool
+    first: bool  # nobody has looked at these inputs yet
+
+
+class Done(NamedTuple):
+    """What came of a task: states of its folds, or the hashes of what was read and written."""
+
+    states: Mapping[str, Any] | None
+    digests: Mapping[str, list[str]] | None
+
+
+class Worker:
+    """Executes tasks of one plan, one at a time; `write(job, block, raw)` takes merged blocks."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        write: Callable[[Job, int, np.ndarray], None],
+        *,
+        device: str = "cpu",
+        allow_nonfinite: bool = False,
+    ) -> None:
+        self.plan, self.write, self.allow_nonfinite = plan, write, allow_nonfinite
+        self.reader = Reader(device)
+
+    def __call__(self, task: Task) -> Done:
+        """Execute one task.
+
+        Raises NonFiniteError, MismatchError for integer buffers that differ, or what a source or
+        `write` raises.
+        """
+        job = self.plan.jobs[task.job]
+        if job.merger is None:
+            return Done(None, self._copy(job, task.span))
+        if task.merging:
+            return Done(None, self._merge(job, task))
+        return Done(self._fold(job, task), None)
+
+    def _fold(self, job: Job, task: Task) -> dict[str, Any]:
+        states = {name: fold.init() for name, fold in task.folds.items()}
+        for block in Span(job, task.span).blocks:
+            at = place(job, block, self.plan)
+            base, experts, extras = self.reader.read(job, at, None)
+            if task.first:
+                self._check_finite(job)
+            for name, fold in task.folds.items():
+                values = values_of(fold, base, experts, at, {**extras, **task.folded})
+                states[name] = fold.update(states[name], values, at)
+        return states
+
+    def _merge(self, job: Job, task: Task) -> dict[str, list[str]]:
+        digests: dict[str, list[str]] = {}
+        for block in Span(job, task.span).blocks:
+            at = place(job, block, self.plan)
+            base, experts, extras = self.reader.read(job, at, digests)
+            if task.first:
+                self._check_finite(job)
+            merged = call(job.merger, base, experts, at, {**extras, **task.folded})
+            raw = self.reader.encode(merged, job)
+            digests.setdefault("out", []).append(Reader.digest(raw))
+            self.write(job, block, raw)
+        return digests
+
+    def _copy(self, job: Job, span: int) -> dict[str, list[str]]:
+        digests: dict[str, list[str]] = {}
+        first = job.experts[0]
+        for block in Span(job, span).blocks:
+            start = block * job.block
+            stop = min(start + job.block, first.spec.size)
+            raw = first.load(start, stop)
+            for label, other in zip(job.labels[1:], job.experts[1:], strict=False):
+                if not np.array_equal(raw, other.load(start, stop)):
+                    raise MismatchError(
+                        f"tensor {job.name!r} ({first.spec}) holds whole numbers and is not "
+                        f"averaged, but {label} and {job.labels[0]} differ in it; "
+                        "make them equal, or leave it out"
+                    )
+            digests.setdefault(job.labels[0] if job.labels else "in", []).append(Reader.digest(raw))
+            if first.spec.dtype != job.spec.dtype:
+                raw = narrow(first.floats(start, stop, job.wide), job.spec.kind)
+            digests.setdefault("out", []).append(Reader.digest(raw))
+            self.write(job, block, raw)
+        return digests
+
+    def _check_finite(self, job: Job) -> None:
+        bad = self.reader.bad
+        if bad and not self.allow_nonfinite:
+            label = job.labels[bad[0]] if bad[0] < len(job.labels) else "an input"
+            raise NonFiniteError(
+                f"{label}: tensor {job.name!r} holds NaN or infinite values; repair that model, "
+                "or go on with allow_nonfinite (--allow-nonfinite)"
+            )
+
+
+def place(job: Job, block: int, plan: Plan) -> At:
+    """Return where a block lies."""
+    spec = job.experts[0].spec
+    start = block * job.block
+    stop = min(start + job.block, spec.size)
+    return At(
+        job.name, spec.shape, start, stop, block, job.index, job.layer, plan.layers, plan.seed
+    )
+
+
+class single_threaded:
+    """Keep BLAS and torch on one thread while the plan's own threads run: same bits everywhere."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.needed = any(
+            (job.merger is not None and job.facts.grain == "tensor")
+            or any(
+                type(source).__name__ not in ("FileSlice", "ArraySource") for source in job.sources
+            )
+            for job in plan.jobs
+        )
+
+    def __enter__(self) -> None:
+        self._limits = None
+        self._torch = None
+        if not self.needed:
+            return
+        import torch
+        from threadpoolctl import threadpool_limits
+
+        self._torch = torch.get_num_threads()
+        torch.set_num_threads(1)
+        self._limits = threadpool_limits(1)
+
+    def __exit__(self, *_: object) -> None:
+        if self._limits is not None:
+            self._limits.restore_original_limits()
+        if self._torch is not None:
+            import torch
+
+            torch.set_num_threads(self._torch)
