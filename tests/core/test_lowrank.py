@@ -21,6 +21,15 @@ from pluribus.core.weights import Weights
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
+pytestmark = [  # of PEFT against the newest transformers, not of ours
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore::peft.utils.warning.PeftWarning"),
+]
+
+
+@pytest.fixture
+def rng_numpy():
+    return np.random.default_rng(0)
 
 
 def llama(tie=False, seed=0):

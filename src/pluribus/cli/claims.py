@@ -53,7 +53,7 @@ def _steps(stage: str, done: int, total: int) -> None:
     print(f"\r{stage} {done}/{total}", end=end, file=sys.stderr, flush=True)
 
 
-def _text(outcome) -> str:  # noqa: ANN001
+def _text(outcome) -> str:
     told = outcome.to_dict()
     lines = [f"{told['claim']}: {told['title']} — {told['verdict']} ({told['seconds']:.0f} s)"]
     for check in told["checks"]:

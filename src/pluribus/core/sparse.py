@@ -21,7 +21,7 @@ FAINT = 1e-7  # an L1 norm below this is not restored: what it would be divided 
 
 
 def add_up(rows: Array) -> Array:
-    """Sum of (t, ...) over its first axis, in order: no pairing that depends on a block's length."""
+    """Sum of (t, ...) over its first axis, in order: no pairing that depends on blocks' lengths."""
     total = rows[0]
     for row in rows[1:]:
         total = total + row
@@ -64,7 +64,7 @@ def rank(values: Array) -> Array:
 
 
 def top_of_rows(values: Array, counts: Sequence[int] | np.ndarray) -> Array:
-    """Return which of (t, r, c) are among the `counts[t]` largest of their row, the first of equals."""
+    """Return which of (t, r, c) are among the `counts[t]` largest of a row, first come."""
     xp = namespace(values)
     order = xp.argsort(values, axis=-1, descending=True, stable=True)
     place = xp.argsort(order, axis=-1, stable=True)
@@ -85,9 +85,10 @@ def drawn(share: PerExpert | Array, tau: Array, at: At) -> Array:
 
 
 def chances_by_rank(sizes: Array, density: PerExpert, epsilon: PerExpert) -> Array:
-    """Chance of each of `sizes` (t, r, c) to stay: density - epsilon for the smallest of a row, rising
-    with the rank to density + epsilon for the largest. A row of one has `density`, and so do all
-    elements of an expert whose density is 1.
+    """Chance of each of `sizes` (t, r, c) to stay, rising with its rank in its row.
+
+    From density - epsilon for the smallest to density + epsilon for the largest. A row of one has
+    `density`, and so do all elements of an expert whose density is 1.
     """
     xp = namespace(sizes)
     cols = sizes.shape[-1]
@@ -101,7 +102,7 @@ def chances_by_rank(sizes: Array, density: PerExpert, epsilon: PerExpert) -> Arr
 
 
 def l1_factors(before: np.ndarray, after: np.ndarray) -> tuple[float, ...]:
-    """What the kept entries are multiplied by to have the L1 norms that all had; 1 for faint ones."""
+    """What kept entries are multiplied by to have the L1 norms that all had; 1 for faint ones."""
     faint = (before < FAINT) | (after < FAINT)
     return tuple(np.where(faint, 1.0, before / np.where(faint, 1.0, after)).tolist())
 

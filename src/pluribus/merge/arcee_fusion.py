@@ -2,10 +2,11 @@
 
 Arcee, 2025, https://arcee.ai; mergekit `arcee_fusion`.
 
-    kl      = sum_c p log(p / q),  p, q = softmax of the expert's and the base's row, plus 1e-8    (r, 1)
-    score   = |theta_1 - theta_0| * kl                                                             (r, c)
-    cut     = median + 1.5 (upper - lower quartile) of the tensor's scores
-    theta   = theta_1 where score >= cut, else theta_0                                             (r, c)
+    p, q   = softmax of the expert's and the base's row, plus 1e-8            (r, c)
+    kl     = sum over a row of p log(p / q)                                   (r, 1)
+    score  = |theta_1 - theta_0| * kl                                         (r, c)
+    cut    = median + 1.5 (upper - lower quartile) of the tensor's scores
+    theta  = theta_1 where score >= cut, else theta_0                         (r, c)
 
 Rows run along the last axis. A row of one element has kl 0; in a tensor of nothing else (scores all
 0) the expert is taken whole, as in mergekit.

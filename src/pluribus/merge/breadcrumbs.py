@@ -3,8 +3,9 @@
 Davari and Belilovsky, ECCV 2024, https://arxiv.org/abs/2312.06795, section 3; mergekit
 `breadcrumbs`.
 
-    tau_t  = delta_t where |delta_t| ranks int(gamma n) + 1 ... int(gamma n) + int(density n)  (t, n)
-    theta  = theta_0 + scale * sum_t w_t tau_t                                                 (n,)
+    tau_t  = theta_t - theta_0 where its size ranks g + 1 ... g + d, else 0             (t, n)
+             g = int(gamma n), d = int(density n), rank 1 is the largest
+    theta  = theta_0 + scale * sum_t w_t tau_t                                          (n,)
 
 `density` is the share that stays (`keep` here and there, 1 - beta in the paper), `gamma` the share
 of the largest that go (`outlier`; 1 - gamma in the paper, whose text counts percentiles). Ranks
@@ -111,14 +112,14 @@ class Breadcrumbs:
 
     def __call__(
         self,
-        base: Float[Array, " *n"],
-        experts: Float[Array, "t *n"],
+        base: Float[Array, "..."],
+        experts: Float[Array, "t ..."],
         *,
         at: At,
         ends: Selection | None = None,
         before: np.ndarray | None = None,
         after: np.ndarray | None = None,
-    ) -> Float[Array, " *n"]:
+    ) -> Float[Array, "..."]:
         """Merge one block. Raises InputError if normalised weights sum to zero."""
         tau = self.middle(base, experts, at, ends, before, after)
         return combine(base, tau, self.weight, scale=self.scale, normalize=self.normalize)

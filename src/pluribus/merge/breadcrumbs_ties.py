@@ -76,14 +76,14 @@ class BreadcrumbsTies:
 
     def __call__(
         self,
-        base: Float[Array, " *n"],
-        experts: Float[Array, "t *n"],
+        base: Float[Array, "..."],
+        experts: Float[Array, "t ..."],
         *,
         at: At,
         ends: Selection | None = None,
         before: np.ndarray | None = None,
         after: np.ndarray | None = None,
-    ) -> Float[Array, " *n"]:
+    ) -> Float[Array, "..."]:
         """Merge one block."""
         tau = self._band.middle(base, experts, at, ends, before, after)
         return combine(

@@ -91,8 +91,8 @@ def edit_single(
     when they are read. Raises InputError without two blocks, MismatchError if the models differ.
     """
     base, finetuned = Weights.open(base), Weights.open(finetuned)
+    check_scales(alpha, 0.0 if beta is None else beta)
     beta = 1 - alpha if beta is None else beta
-    check_scales(alpha, max(beta, 0.0) if alpha > 1 else beta)
     layers = depth if isinstance(depth, DepthMap) else depth_map(finetuned, depth)
     layers.require("lines")
     sources: dict[str, Source] = {}

@@ -44,11 +44,11 @@ class ModelStock:
 
     def __call__(
         self,
-        base: Float[Array, "*n"],
-        experts: Float[Array, "t *n"],
+        base: Float[Array, "..."],
+        experts: Float[Array, "t ..."],
         *,
         gram: np.ndarray | None = None,
-    ) -> Float[Array, "*n"]:
+    ) -> Float[Array, "..."]:
         """Merge one block."""
         count = experts.shape[0]
         average = add_up(experts) * (1 / count)

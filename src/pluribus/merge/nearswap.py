@@ -1,6 +1,7 @@
 """NearSwap: take the expert where it is close to the base, and move by at most t elsewhere.
 
-alchemonaut, 2024, https://huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001; mergekit `nearswap`.
+alchemonaut, 2024, https://huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001; mergekit
+`nearswap`.
 
     k      = min(t / max(|theta_1 - theta_0|, 1e-6), 1)         (n,)
     merged = k theta_1 + (1 - k) theta_0                        (n,)

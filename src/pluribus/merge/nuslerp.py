@@ -3,7 +3,8 @@
 mergekit `nuslerp`; after Shoemake, SIGGRAPH 1985. With t = w_2 / (w_1 + w_2), and x_i = theta_i, or
 theta_i - theta_0 with a base:
 
-    merged = [theta_0 +] (sin((1 - t) a) x_1 + sin(t a) x_2) / sin(a),   a the angle between x_1, x_2
+    a      = angle between x_1 and x_2
+    merged = [theta_0 +] (sin((1 - t) a) x_1 + sin(t a) x_2) / sin(a)         (n,)
 
 and (1 - t) x_1 + t x_2 where sin(a) <= 1e-8. The angle is that of the whole tensor
 (`nuslerp_flatten`), or one for each vector along the last axis, or with `nuslerp_row_wise` along
@@ -57,11 +58,11 @@ class NuSlerp:
 
     def __call__(
         self,
-        base: Float[Array, "*n"] | None,
-        experts: Float[Array, "2 *n"],
+        base: Float[Array, "..."] | None,
+        experts: Float[Array, "2 ..."],
         *,
         gram: np.ndarray | None = None,
-    ) -> Float[Array, "*n"]:
+    ) -> Float[Array, "..."]:
         """Merge one block."""
         first, second = per_expert(self.weight, 2)
         t = 0.5 if first == second == 0 else second / (first + second)

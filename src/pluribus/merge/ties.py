@@ -9,8 +9,8 @@ Yadav et al., NeurIPS 2023, https://arxiv.org/abs/2306.01708, section 3.
 
 `scope="tensor"` trims each tensor by itself, as mergekit does; `scope="model"` trims the whole task
 vector, as the paper does; `"row"` each vector along the last axis. `tie="positive"` gives a
-coordinate whose votes cancel the sign +, as mergekit does; `"global"` the majority sign of the whole
-model (zero counts as minus), as the authors' code does. `count="exact"` keeps int(density n)
+coordinate whose votes cancel the sign +, as mergekit does; `"global"` the majority sign of the
+whole model (zero counts as minus), as the authors' code does. `count="exact"` keeps int(density n)
 elements, ties by position; `"official"` keeps int(density n) + 1 and all that equal the threshold,
 as the authors' kthvalue does. `agg` chooses the mean above, the sum without a divisor, or the
 largest of the agreeing updates.
@@ -171,8 +171,8 @@ class Ties:
 
     def __call__(
         self,
-        base: Float[Array, "*n"],
-        experts: Float[Array, "t *n"],
+        base: Float[Array, "..."],
+        experts: Float[Array, "t ..."],
         *,
         at: At,
         trim: Selection | Ranked | None = None,
@@ -180,7 +180,7 @@ class Ties:
         after: np.ndarray | None = None,
         norms: np.ndarray | None = None,
         majority: np.ndarray | None = None,
-    ) -> Float[Array, "*n"]:
+    ) -> Float[Array, "..."]:
         """Merge one block."""
         xp = namespace(base)
         tau = self._trimmed(base, experts, at, trim, before, after)
