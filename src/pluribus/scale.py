@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from pluribus.core.arrays import per_expert
 from pluribus.core.errors import InputError, nearest, need
 from pluribus.core.merger import facts
 from pluribus.core.pool import Pool
@@ -221,13 +222,13 @@ class _Models:
                     if value.is_floating_point()
                 }
         scale = float(getattr(whole, "scale", 1.0))
-        weight = getattr(whole, "weight", 1.0)
+        weight = per_expert(getattr(whole, "weight", 1.0), self.count)
         out = {}
         for name, value in self._base.items():
             out[name] = value.clone()  # the score may do with it what it likes
             for part, update in self._updates.items():
                 if name in update:
-                    one = 1.0 if part is None else weight[part] if type(weight) is tuple else weight
+                    one = 1.0 if part is None else weight[part]
                     out[name] = out[name] + (scale * one) * update[name]
         return out
 

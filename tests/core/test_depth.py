@@ -28,7 +28,9 @@ def test_the_block_number_counts_and_not_an_inner_one():
     ],
 )
 def test_common_names(pattern, count):
-    depth = depth_map({**shapes(*(pattern.format(i) for i in range(count))), "embed.weight": (9, 4)})
+    depth = depth_map(
+        {**shapes(*(pattern.format(i) for i in range(count))), "embed.weight": (9, 4)}
+    )
     assert depth.count == count
     assert [depth.layers[pattern.format(i)] for i in range(count)] == list(range(count))
     assert depth.outside == ["embed.weight"]
@@ -122,7 +124,11 @@ def test_require():
 
 def test_table():
     depth = depth_map(
-        {"embed.weight": (9, 4), **shapes("layers.0.w", "layers.1.w", "layers.1.b"), "norm.weight": (4,)}
+        {
+            "embed.weight": (9, 4),
+            **shapes("layers.0.w", "layers.1.w", "layers.1.b"),
+            "norm.weight": (4,),
+        }
     )
     assert depth.table().splitlines() == [
         "block  name                         tensors  elements",
@@ -139,7 +145,18 @@ def test_arrays_and_empty_models_are_mapped():
 
 
 def test_tail():
-    for name in ("lm_head.weight", "model.norm.weight", "ln_f.bias", "visual.ln_post.weight", "fc.bias"):
+    for name in (
+        "lm_head.weight",
+        "model.norm.weight",
+        "ln_f.bias",
+        "visual.ln_post.weight",
+        "fc.bias",
+    ):
         assert is_tail(name)
-    for name in ("model.embed_tokens.weight", "patch_embed.norm.weight", "conv1.weight", "cls_token"):
+    for name in (
+        "model.embed_tokens.weight",
+        "patch_embed.norm.weight",
+        "conv1.weight",
+        "cls_token",
+    ):
         assert not is_tail(name)

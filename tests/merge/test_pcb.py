@@ -6,7 +6,7 @@ import pytest
 from pluribus.core.errors import InputError
 from pluribus.core.merger import At
 from pluribus.engine.reference import merge_arrays
-from pluribus.merge.pcb import PCB, CLIPS
+from pluribus.merge.pcb import CLIPS, PCB
 
 
 def dense(base, experts, ratio, scales, variant, clip=None):
@@ -29,7 +29,9 @@ def dense(base, experts, ratio, scales, variant, clip=None):
     intra = np.exp(t * minmax(a) ** 2)
     total = (np.sign(m) * minmax(a) if variant == "vision" else m).sum(0)
     scores = minmax(winsor(intra * np.tanh(m * total), 1 - ratio, 0))
-    update = (scores * np.array(scales)[:, None] * clamped).sum(0) / np.maximum(scores.sum(0), 1e-12)
+    update = (scores * np.array(scales)[:, None] * clamped).sum(0) / np.maximum(
+        scores.sum(0), 1e-12
+    )
     return base + update, scores
 
 
@@ -51,7 +53,9 @@ def test_equals_the_dense_definition(variant, ratio):
     want, _ = dense(base, experts, ratio, scales, variant)
     got = merged(PCB(ratio=ratio, scale=scales, variant=variant), base, experts)
     np.testing.assert_allclose(got, want, atol=1e-12)
-    low = merged(PCB(ratio=ratio, scale=scales, variant=variant), np.float32(base), np.float32(experts))
+    low = merged(
+        PCB(ratio=ratio, scale=scales, variant=variant), np.float32(base), np.float32(experts)
+    )
     want32, _ = dense(np.float32(base), np.float32(experts), ratio, scales, variant)
     # A score at the very cut may fall on either side of it in float32.
     assert np.mean(np.abs(low - want32) > 1e-6) < 1e-4
@@ -109,7 +113,9 @@ def test_identical_experts_give_the_trimmed_update():
     assert np.array_equal(got[~kept], base[~kept])
 
 
-@pytest.mark.claim("arXiv:2410.02396: each expert's important parameters survive, conflicts go to mass")
+@pytest.mark.claim(
+    "arXiv:2410.02396: each expert's important parameters survive, conflicts go to mass"
+)
 def test_planted_competition():
     rng = np.random.default_rng(0)
     d = 4000

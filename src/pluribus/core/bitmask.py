@@ -48,8 +48,9 @@ class BitMask:
         return self.count() / self.size if self.size else 0.0
 
     def __eq__(self, other: object) -> bool:
-        same = isinstance(other, BitMask) and self.size == other.size
-        return same and np.array_equal(self.packed, other.packed)
+        if not isinstance(other, BitMask):
+            return NotImplemented
+        return self.size == other.size and np.array_equal(self.packed, other.packed)
 
     __hash__ = None  # type: ignore[assignment]
 

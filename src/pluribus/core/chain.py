@@ -3,13 +3,14 @@
 A step maps an array of task vectors, one row an expert, to another one:
 
     each      (t, n) -> (t, n)    trim, band, drop, elect, scale; after the combiner t is 1
-    combine   (t, n) -> (n,)      mean, average, sum, max: exactly one, or a whole merger as the head
+    combine   (t, n) -> (n,)      mean, average, sum, max: one of them, or a whole merger as head
     update    (1, n) -> (1, n)    lines, consensus: they look at the combined update
 
-and the chain returns base + update. A step is called as `step(values, *, at, base, experts, **folds)`
-and takes of the keywords those it names. What it must know beforehand it asks for through `folds()`,
-as a merger does, but its folds see `of(values, *, at, base, experts, **folds)`: the values that
-leave the step before it. A `Chain` is a merger: the driver, recipes and other mergers take it as one.
+and the chain returns base + update. A step is called as `step(values, *, at, base, experts,
+**folds)` and takes of the keywords those it names. What it must know beforehand it asks for through
+`folds()`, as a merger does, but its folds see `of(values, *, at, base, experts, **folds)`: the
+values that leave the step before it. A `Chain` is a merger: the driver, recipes and other mergers
+take it as one.
 
 The text form is the same line of Python, read without evaluating anything.
 """
@@ -26,7 +27,6 @@ from pluribus.core.merger import (
     FACTS,
     At,
     Facts,
-    Grain,
     Stage,
     _checked,
     _composable,
@@ -40,7 +40,6 @@ from pluribus.core.registry import MERGERS, STEPS
 
 Kind = Literal["each", "combine", "update"]
 STEP = "__pluribus_step__"
-GRAINS: tuple[Grain, ...] = ("element", "row", "filter", "tensor")  # finest first
 LONGEST = 10_000  # characters of a chain's text
 S = TypeVar("S", bound=type)
 
@@ -184,9 +183,7 @@ class Chain:
         return values, whole
 
 
-def update_of(
-    method: Any, base: Array, experts: Array, at: At, folded: Mapping[str, Any]
-) -> Array:
+def update_of(method: Any, base: Array, experts: Array, at: At, folded: Mapping[str, Any]) -> Array:
     """Return merged - base for one block: exact from a chain, a difference from other mergers."""
     if isinstance(method, Chain):
         return method.update(base, experts, at=at, **folded)
@@ -246,7 +243,7 @@ def _facts_of(parts: Sequence[Any]) -> Facts:
         name="chain",
         paper=", ".join(papers),
         summary="Named steps, one after another.",
-        grain=max((head.grain for head in heads), key=GRAINS.index, default="element"),
+        grain=heads[0].grain if heads else "element",  # steps work on any run of elements
         base="required" if steps or not heads else heads[0].base,
         experts=heads[0].experts if heads else (1, None),
         ordered=any(about.ordered for about in [*heads, *steps]),
@@ -260,7 +257,7 @@ def _facts_of(parts: Sequence[Any]) -> Facts:
 
 
 def text(part: Any) -> str:
-    """Write a merger or step as a chain's text names it, with the parameters that are not default."""
+    """Write a merger or step as a chain's text does, with the parameters that are not default."""
     if isinstance(part, Chain):
         return str(part)
     name = facts(part).name if _is_merger(part) else getattr(part, STEP).name

@@ -54,7 +54,7 @@ class DepthMap:
         return 1 - out / total if total else 0.0
 
     def table(self) -> str:
-        """Return one line a block (and one for what is outside): number, place, tensors, elements."""
+        """Return one line a block and one for what is outside: number, place, tensors, elements."""
         rows = [("block", "name", "tensors", "elements")]
         groups: dict[int | None, list[str]] = defaultdict(list)
         for name, layer in self.layers.items():
@@ -88,7 +88,7 @@ class DepthMap:
             modules = dict.fromkeys(name.rpartition(".")[0] for name in self.layers)
             raise InputError(
                 f"{purpose} needs two numbered blocks or more, and {self.count} were found among: "
-                f"{listing(modules, 12)}. Name them, e.g. ['model.layers.{{}}'] or ['stem', 'body']."
+                f"{listing(modules, 12)}. Name them, e.g. ['model.layers.{{}}'] or ['a', 'b']."
             )
         if self.coverage < 0.5:
             warnings.warn(

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from pluribus.core.arrays import Array, is_torch, like, per_expert
-from pluribus.core.merger import At, PerExpert, Scope, accepted
+from pluribus.core.merger import At, PerExpert, Scope, accepted, fused_values
 
 Values = Callable[..., Array]  # (base, experts, *, at, **folded) -> (t, n) or (1, n)
 SMALL = 1 << 17  # up to so many elements are kept and selected from directly
@@ -55,8 +55,29 @@ def magnitudes(base: Array, experts: Array) -> Array:
     return abs(experts - base)
 
 
-def values_of(fold: Fold, base: Array | None, experts: Array, at: At, folded: Any) -> Array:
-    """Return the values a fold looks at in one block."""
+class Summed(NamedTuple):
+    """The sums of a block's rows, where a kernel found them without making the values."""
+
+    rows: np.ndarray  # (t,) float64
+
+
+def values_of(
+    fold: Fold,
+    base: Array | None,
+    experts: Array,
+    at: At,
+    folded: Any,
+    method: Any = None,
+    name: str = "",
+) -> Any:
+    """Return the values a fold looks at in one block.
+
+    With the method and the fold's name, by the method's kernel where it has one for them.
+    """
+    if method is not None and (quick := fused_values(method, experts)) is not None:
+        values = quick(method, name, base, experts, at=at, **folded)
+        if values is not None:
+            return values
     return fold.of(base, experts, **accepted(fold.of, {"at": at, **folded}))
 
 
@@ -92,11 +113,14 @@ class Sum:
         """See `Fold`."""
         return _Parts()
 
-    def update(self, state: _Parts, values: Array, at: At) -> _Parts:
+    def update(self, state: _Parts, values: Array | Summed, at: At) -> _Parts:
         """See `Fold`."""
         from pluribus.kernels.fold import total
 
-        state[at.order] = np.array([total(row) for row in _rows(values)])
+        if isinstance(values, Summed):
+            state[at.order] = values.rows
+        else:
+            state[at.order] = np.array([total(row) for row in _rows(values)])
         return state
 
     def join(self, one: _Parts, other: _Parts) -> _Parts:
@@ -222,7 +246,7 @@ class Order:
             state.kept[at.order] = np.stack(rows)
             return state
         if state.kept is not None:
-            self._spill(state, len(rows), np.stack(rows))
+            self._spill(state, np.stack(rows), at.size)
         elif state.counts is None:
             state.counts = self._zeros(len(rows))
         self._count(state, rows, at.order)
@@ -241,7 +265,7 @@ class Order:
         for state in (one, other):
             if state.kept is not None:
                 first = next(iter(state.kept.values()))
-                self._spill(state, first.shape[0], first)
+                self._spill(state, first, 0)
         assert one.counts is not None
         assert other.counts is not None
         one.counts += other.counts
@@ -251,6 +275,9 @@ class Order:
 
     def finish(self, state: _Digits) -> "Ranked | Order":
         """Return the order statistics, or the fold that counts the next digit."""
+        if state.size == 0:
+            none = np.zeros((1, 1), np.int64)
+            return Ranked(none.astype(np.float32), none, none, none, 0)
         if state.kept is not None:
             return self._direct(state)
         counts = state.counts
@@ -302,22 +329,24 @@ class Order:
         k = 1 if self.found is None else self.found[0].shape[1]
         return np.zeros((rows, k, 65536), np.int64)
 
-    def _spill(self, state: _Digits, rows: int, sample: np.ndarray) -> None:
-        """Turn kept blocks into counts, and predict the ranks' digits from them."""
-        state.counts = self._zeros(rows)
-        if self.scope == "tensor" and state.width == 32:
-            state.windows = [self._window(sample)]
+    def _spill(self, state: _Digits, sample: np.ndarray, size: int) -> None:
+        """Turn kept blocks into counts, and predict the ranks' digits from a sample.
+
+        Without the tensor's `size` the ranks can't be placed, and nothing is predicted.
+        """
+        state.counts = self._zeros(sample.shape[0])
+        if self.scope == "tensor" and state.width == 32 and size:
+            state.windows = [self._window(sample, size)]
         kept, state.kept = state.kept, None
         for order, block in (kept or {}).items():
             self._count(state, list(block), order)
 
-    def _window(self, sample: np.ndarray) -> _Window:
+    def _window(self, sample: np.ndarray, size: int) -> _Window:
         t, n = sample.shape
         stride = max(1, n // 16384)
         picked = np.ascontiguousarray(sample[:, ::stride])
         m = picked.shape[1]
-        # Ranks depend on the whole size; as shares of a notional large tensor they don't.
-        shares = self.ranks(1 << 30, t) / (1 << 30)
+        shares = np.clip(self.ranks(size, t) / size, 0, 1)
         slack = 4 * np.sqrt(shares * (1 - shares) / m) + 2 / m
         keys = np.sort(self._key(picked), axis=1)
         low, high = np.empty(shares.shape, np.uint32), np.empty(shares.shape, np.uint32)

@@ -1,4 +1,4 @@
-"""LoRA: a base plus low-rank deltas, read block by block, and adapters read and written as PEFT does.
+"""LoRA: a base plus low-rank deltas, read block by block; adapters as PEFT reads and writes them.
 
 Hu et al., ICLR 2022, https://arxiv.org/abs/2106.09685, section 4.1; DoRA: Liu et al., ICML 2024,
 https://arxiv.org/abs/2402.09353, equation 5; rank-stabilised scale: Kalajdzievski 2023,
@@ -8,8 +8,8 @@ https://arxiv.org/abs/2312.03732.
     DoRA: W' = m * (W + s B A) / |W + s B A|, the norm of each row   (R, 1)
 
 The whole delta never exists: an element of B A is summed over r in one order, whatever range is
-read, and W' is rounded once, to the base's type. PEFT rounds the delta first, so 16-bit bases differ
-from `merge_and_unload` by up to one unit in the last place.
+read, and W' is rounded once, to the base's type. PEFT rounds the delta first, so 16-bit bases may
+differ from `merge_and_unload` in the last place.
 """
 
 import json
@@ -130,7 +130,7 @@ class LowRankSum(Source):
             out[...] = narrow(self.values(start, stop), self.spec.kind)
 
     def values(self, start: int, stop: int) -> np.ndarray:
-        """Return elements [start, stop) before they are rounded (float32; float64 if the base is)."""
+        """Return elements [start, stop) unrounded, as float32 (float64 if the base is)."""
         if self.magnitude is None:
             return self._sum(start, stop)
         first, last = start // self.cols, -(-stop // self.cols)
@@ -284,7 +284,7 @@ def _pattern(folder: Path, config: Mapping[str, Any], key: str, module: str, usu
 def _number(folder: Path, key: str, value: Any, least: float = 1) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < 1e9:
         raise FormatError(f"{folder / CONFIG}: {key} = {value!r} is not a usable number")
-    return value
+    return float(value)
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -311,8 +311,8 @@ def _config(folder: Path) -> dict[str, Any]:
             )
     if config.get("init_lora_weights") not in STARTS:
         raise FormatError(
-            f"{path}: init_lora_weights is {config['init_lora_weights']!r}, which changes the base; "
-            "save it with path_initial_model_for_weight_conversion to turn it into a plain LoRA"
+            f"{path}: init_lora_weights is {config['init_lora_weights']!r}, which changes the "
+            "base; save it with path_initial_model_for_weight_conversion to make it a plain LoRA"
         )
     return {"r": 8, "lora_alpha": 8} | config
 
@@ -375,9 +375,7 @@ def with_adapter(
             sources[name], *delta, magnitude=lora.magnitudes.get(name), name=repr(name)
         )
     _check_ties(base, lora)
-    return Weights(
-        sources, label=label or f"{base.label}+{lora.folder}", folder=base.folder
-    )
+    return Weights(sources, label=label or f"{base.label}+{lora.folder}", folder=base.folder)
 
 
 def _unknown(base: Weights, lora: Adapter, name: str) -> str:
@@ -424,8 +422,6 @@ def open_adapter(folder: str | os.PathLike[str]) -> Weights:
     beside = lora.folder / os.path.expanduser(where)
     try:
         if beside.exists():
-            if beside.resolve() == lora.folder.resolve():
-                raise MissingError(f"{where} is the adapter itself")
             base = Weights.open({"model": {"path": str(beside)}})
         else:
             revision = lora.config.get("revision")
@@ -435,6 +431,8 @@ def open_adapter(folder: str | os.PathLike[str]) -> Weights:
             f"{lora.folder} is a LoRA on {where!r}, which was not found ({error}); write "
             f"BASE+{lora.folder} with the path of the base"
         ) from None
+    except RecursionError:
+        raise FormatError(f"{lora.folder}: adapters that are each other's base") from None
     return with_adapter(base, lora, label=str(lora.folder))
 
 

@@ -221,11 +221,20 @@ def call(
 
 
 def fused(method: Any, experts: Array) -> Callable[..., Array] | None:
-    """Return the CPU kernel that serves `method` on blocks such as `experts`, if any."""
+    """Return the CPU kernel that merges blocks such as `experts` for `method`, if any."""
+    return _kernel(method, experts, "fused")
+
+
+def fused_values(method: Any, experts: Array) -> Callable[..., Any] | None:
+    """Return the CPU kernel that finds the values of a method's folds in such blocks, if any."""
+    return _kernel(method, experts, "values")
+
+
+def _kernel(method: Any, experts: Array, part: str) -> Callable[..., Any] | None:
     if not isinstance(experts, np.ndarray) or experts.dtype != np.float32:
         return None
     if not getattr(method, "fusible", True):  # a variant that the kernel doesn't know
         return None
     from pluribus.kernels import find
 
-    return find(facts(method).name)
+    return find(facts(method).name, part)

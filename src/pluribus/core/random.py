@@ -23,13 +23,19 @@ def key(seed: int, name: str, stream: int | str) -> int:
 
 
 @nb.njit(nogil=True, cache=True)
-def _uniform(start, key, out):
+def draw(stream, index):
+    """Return number `index` (uint64) of a stream, uniform in [0, 1), float32."""
+    z = stream + (index + np.uint64(1)) * np.uint64(_GOLDEN)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(_MIX1)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(_MIX2)
+    z = z ^ (z >> np.uint64(31))
+    return np.float32(z >> np.uint64(40)) * np.float32(2.0**-24)
+
+
+@nb.njit(nogil=True, cache=True)
+def _uniform(start, stream, out):
     for i in range(out.size):
-        z = key + (start + np.uint64(i) + np.uint64(1)) * np.uint64(_GOLDEN)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(_MIX1)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(_MIX2)
-        z = z ^ (z >> np.uint64(31))
-        out[i] = np.float32(z >> np.uint64(40)) * np.float32(2.0**-24)
+        out[i] = draw(stream, start + np.uint64(i))
 
 
 def uniform(at: At, stream: int | str, like: Array) -> Array:

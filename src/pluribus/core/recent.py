@@ -25,9 +25,9 @@ class Recent:
         """Return the arrays kept under `key`, or load and keep them; they must not be changed."""
         with self._lock:
             found = self._find(key)
-            gate = self._gates.setdefault(key, threading.Lock()) if found is None else None
-        if gate is None:
-            return found
+            if found is not None:
+                return found
+            gate = self._gates.setdefault(key, threading.Lock())
         with gate:
             with self._lock:
                 found = self._find(key)

@@ -6,7 +6,7 @@ largest singular value count as absent: LAPACK returns arbitrary vectors for the
 not depend on those.
 """
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 
@@ -36,7 +36,10 @@ def matrices(arrays: Array, axes: int) -> "Tensor":
     """Return an array as float64 torch matrices (..., r, c); `axes` lead, further axes join c."""
     import torch
 
-    whole = arrays if is_torch(arrays) else torch.from_numpy(np.ascontiguousarray(arrays))
+    whole = cast(
+        torch.Tensor,
+        arrays if is_torch(arrays) else torch.from_numpy(np.ascontiguousarray(arrays)),
+    )
     return whole.reshape(*whole.shape[: axes + 1], -1).to(torch.float64)
 
 
@@ -53,7 +56,9 @@ def added(base: Array, update: "Tensor") -> Array:
 
 def restored(values: "Tensor", other: Array) -> Array:
     """Return torch values as an array of the kind and type of `other`."""
-    return values.to(other.dtype) if is_torch(other) else values.numpy().astype(other.dtype)
+    if isinstance(other, np.ndarray):
+        return values.numpy().astype(other.dtype)
+    return values.to(other.dtype)
 
 
 def averaged(base: Array, experts: Array, scale: float) -> Array:

@@ -49,8 +49,14 @@ class Weights(Mapping[str, Any]):
             if first != name and source.spec.size:
                 aliases[name] = first
                 del sources[name]
+        # A target may itself have turned out to be another name, and may be absent.
+        aliases = {name: aliases.get(target, target) for name, target in aliases.items()}
         self._sources = sources
-        self.aliases: Mapping[str, str] = aliases
+        self.aliases: Mapping[str, str] = {
+            name: target
+            for name, target in aliases.items()
+            if target in sources and name not in sources
+        }
         self.label = label
         self.folder = folder
         self.metadata: Mapping[str, str] = dict(metadata or {})
@@ -119,26 +125,13 @@ class Weights(Mapping[str, Any]):
             from pluribus.core.lowrank import open_adapter
 
             return open_adapter(path)
-        shards = shard_names(path)
-        sources: dict[str, Source] = {}
-        aliases: dict[str, str] = {}
-        metadata: dict[str, str] = {}
-        for shard, expected in shards.items():
+
+        def one(shard: str) -> formats.Opened:
             if not (path / shard).is_file():
                 raise MissingError(f"{path / shard}: named by the index, but not there")
-            opened = formats.read(path / shard)
-            absent = [name for name in expected if name not in opened.sources]
-            absent = [name for name in absent if name not in opened.aliases]
-            if absent:
-                raise FormatError(
-                    f"{path / shard}: the index says it holds {listing(absent)}, but it doesn't"
-                )
-            twice = [name for name in opened.sources if name in sources]
-            if twice:
-                raise FormatError(f"{path}: {listing(twice)} stand in more than one shard")
-            sources |= opened.sources
-            aliases |= opened.aliases
-            metadata |= opened.metadata
+            return formats.read(path / shard)
+
+        sources, aliases, metadata = join_shards(shard_names(path), one, str(path))
         return cls(sources, label=str(path), aliases=aliases, folder=path, metadata=metadata)
 
     @classmethod
@@ -189,10 +182,13 @@ class Weights(Mapping[str, Any]):
 
     def select(self, keep: Callable[[str], bool]) -> "Weights":
         """Return the tensors whose name `keep` accepts."""
-        return self._with(
-            {name: source for name, source in self._sources.items() if keep(name)},
-            {name: to for name, to in self.aliases.items() if keep(name) and keep(to)},
-        )
+        kept = {name: source for name, source in self._sources.items() if keep(name)}
+        aliases = {name: to for name, to in self.aliases.items() if keep(name)}
+        for name, target in list(aliases.items()):
+            if target not in kept:  # the name it is kept under went: this one takes its place
+                kept[name] = self._sources[target]
+                del aliases[name]
+        return self._with(kept, aliases)
 
     def map(self, change: Callable[[np.ndarray], np.ndarray]) -> "Weights":
         """Apply an elementwise function of float32 values to every floating tensor, lazily."""
@@ -252,7 +248,7 @@ class Weights(Mapping[str, Any]):
                     step = max(1, (1 << 22) // spec.kind.size)
                     for start in range(0, spec.size, step):
                         stop = min(start + step, spec.size)
-                        file.write(memoryview(self._sources[name].load(start, stop)))
+                        file.write(self._sources[name].load(start, stop).data)
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)
@@ -321,6 +317,32 @@ def parse_index(text: bytes, where: str) -> dict[str, list[str]]:
             raise FormatError(f"{where}: shard {shard!r} of {name!r} is not a plain file name")
         shards.setdefault(shard, []).append(name)
     return shards
+
+
+def join_shards(
+    shards: Mapping[str, list[str]], one: Callable[[str], formats.Opened], where: str
+) -> tuple[dict[str, Source], dict[str, str], dict[str, str]]:
+    """Open every shard with `one`; return sources, aliases and metadata of all.
+
+    Raises FormatError if a shard lacks what the index promises, or two hold the same tensor.
+    """
+    sources: dict[str, Source] = {}
+    aliases: dict[str, str] = {}
+    metadata: dict[str, str] = {}
+    for shard, expected in shards.items():
+        opened = one(shard)
+        absent = [n for n in expected if n not in opened.sources and n not in opened.aliases]
+        if absent:
+            raise FormatError(
+                f"{where}: the index says that {shard} holds {listing(absent)}, but it doesn't"
+            )
+        twice = [name for name in opened.sources if name in sources]
+        if twice:
+            raise FormatError(f"{where}: {listing(twice)} stand in more than one shard")
+        sources |= opened.sources
+        aliases |= opened.aliases
+        metadata |= opened.metadata
+    return sources, aliases, metadata
 
 
 def to_torch(source: Source) -> "Tensor":

@@ -12,6 +12,8 @@ from pluribus.core.merger import At, columns
 from pluribus.core.source import Source
 from pluribus.engine.plan import SPAN, Job
 
+OUT = "\0"  # the output among hashes by label; no model is called so
+
 
 @dataclass(frozen=True)
 class Span:
@@ -52,7 +54,8 @@ class Reader:
             raw = self._read_raw(source, at)
             if digests is not None:
                 label = job.labels[i] if i < len(job.labels) else str(i)
-                digests.setdefault(label, []).append(self.digest(raw))
+                if label not in job.labels[:i]:  # a model may take part twice
+                    digests.setdefault(label, []).append(self.digest(raw))
             if not widen(raw, source.spec.kind, block[i]):
                 self.bad.append(i)
         shape = self._shape(job, count)

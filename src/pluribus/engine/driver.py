@@ -62,8 +62,10 @@ def size_of(text: str | int) -> int:
     number = bytes_word.rstrip("KMGTIB")
     unit = bytes_word[len(number) :]
     try:
+        if number.startswith("-"):
+            raise ValueError("negative")
         return int(float(number) * units[unit])
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, OverflowError):
         raise InputError(f"{text!r} is not a size; write for example 512MB, 5GB or 2GiB") from None
 
 

@@ -103,6 +103,7 @@ class Plan:
     carry: Path | None = None  # model folder whose configuration and tokenizer go along
     config: Mapping[str, Any] = field(default_factory=dict)  # changes to its config.json
     warnings: Sequence[str] = ()
+    files: str = ""  # digest of the small files that go beside the tensors
 
     def __post_init__(self) -> None:
         if len({job.wide for job in self.jobs}) > 1:
@@ -128,8 +129,9 @@ class Plan:
         """Hash of all that decides the output's bits: recipe, seed, layout, input fingerprints."""
         state = xxhash.xxh3_128()
         state.update(repr((self.seed, self.layers, sorted(self.aliases.items()), BLOCK)).encode())
+        state.update(self.files.encode())
         for job in self.jobs:
-            told = (job.name, job.spec, repr(job.merger), job.layer, job.base is None)
+            told = (job.name, job.spec, repr(job.merger), job.layer, job.base is None, job.labels)
             state.update(repr(told).encode())
             for source in (*job.sources, *(s for group in job.extras.values() for s in group)):
                 state.update(f"{source.spec}{source.fingerprint}".encode())

@@ -19,6 +19,7 @@ import xxhash
 from pluribus import __version__
 from pluribus.core.errors import FormatError, MissingError
 from pluribus.core.weights import Weights, carried_files
+from pluribus.engine.blocks import OUT
 from pluribus.engine.plan import SPAN, Plan
 
 NAME = "pluribus.json"
@@ -49,7 +50,7 @@ def record(plan: Plan, token: str, digests: Digests) -> bytes:
     """Return the text of pluribus.json for a finished plan."""
     tensors: dict[str, Any] = {}
     models = contents(plan, digests)
-    written = models.pop("out", {})
+    written = models.pop(OUT, {})
     for job in plan.jobs:
         empty = xxhash.xxh3_128_hexdigest(b"")
         tensors[job.name] = {"block": job.block, "digest": written.get(job.name, empty)}
@@ -74,7 +75,7 @@ def record(plan: Plan, token: str, digests: Digests) -> bytes:
 
 
 def contents(plan: Plan, digests: Digests) -> dict[str, dict[str, str]]:
-    """Return the digest of every tensor of every input (by label) and of the output ("out")."""
+    """Return the digest of every tensor of every input (by label) and of the output (OUT)."""
     models: dict[str, dict[str, str]] = {}
     for job in plan.jobs:
         spans = range(-(-job.blocks // SPAN))
@@ -90,7 +91,7 @@ def contents(plan: Plan, digests: Digests) -> dict[str, dict[str, str]]:
 def twins(plan: Plan, digests: Digests) -> list[str]:
     """Return warnings about inputs whose content is the same, found on the way."""
     models = contents(plan, digests)
-    models.pop("out", None)
+    models.pop(OUT, None)
     seen: dict[str, str] = {}
     notes = []
     for label, tensors in models.items():

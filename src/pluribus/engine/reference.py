@@ -63,7 +63,8 @@ def merge_arrays(
                         b, e, at, more = blocks[name]
                         if at.size == 0:  # as in the driver: it has no blocks
                             continue
-                        values = values_of(result, b, e, at, {**more, **folded[name]})
+                        known = {**more, **folded[name]}
+                        values = values_of(result, b, e, at, known, method, key)
                         state = result.update(state, values, at)
                     result = result.finish(state)
                 for name in group:

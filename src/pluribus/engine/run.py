@@ -76,7 +76,8 @@ class Run:
     """One execution of a plan. `run()` returns when every block is in the sink.
 
     Each thread calls `worker()` once for what executes its tasks: by default a `Worker`, which does
-    so in the thread itself.
+    so in the thread itself. With `merging` off nothing is merged or copied: `folded` holds what the
+    folds of each job came to.
     """
 
     def __init__(
@@ -89,14 +90,15 @@ class Run:
         allow_nonfinite: bool = False,
         device: str = "cpu",
         worker: Callable[[], Callable[[Task], Done]] | None = None,
+        merging: bool = True,
     ) -> None:
-        self.plan, self.sink, self.memory = plan, sink, memory
+        self.plan, self.sink, self.memory, self.merging = plan, sink, memory, merging
         self._worker = worker or partial(
             Worker, plan, sink.write, device=device, allow_nonfinite=allow_nonfinite
         )
         most = max((job.working_bytes for job in plan.jobs if job.block <= 1 << 20), default=1)
         self.threads = max(1, min(threads, memory // max(most, 1)))
-        self.progress = Progress(0, plan.bytes_read)
+        self.progress = Progress(0, sum(job.bytes_read * self._passes(job) for job in plan.jobs))
         self._ready: list[tuple[int, int, int, int]] = []  # (late?, job, round, span)
         self._lock = threading.Condition()
         self._states: list[_State] = [_State() for _ in plan.jobs]
@@ -105,7 +107,16 @@ class Run:
         self._open = 0
         self._error: BaseException | None = None
 
+    @property
+    def folded(self) -> list[dict[str, Any]]:
+        """Results of the folds by name, a mapping for each job in the plan's order."""
+        return [state.folded for state in self._states]
+
     # -- setting up ------------------------------------------------------------------------------
+
+    def _passes(self, job: Job) -> int:
+        """Least number of times a job's inputs are read."""
+        return job.passes if self.merging else job.passes - 1
 
     def _prepare(self) -> None:
         skipped: set[int] = set()
@@ -114,7 +125,7 @@ class Run:
             whole = all(self.sink.finished(job, span) for span in range(spans))
             if whole and not job.whole_model:
                 skipped.add(job.index)
-                self.progress.done += job.bytes_read * job.passes
+                self.progress.done += job.bytes_read * self._passes(job)
                 continue
             self._open += 1
         for job in self.plan.jobs:
@@ -147,6 +158,9 @@ class Run:
                 self.progress.total += job.bytes_read
         elif not state.active:
             state.merging = True
+            if not self.merging:
+                self._round_done(job)
+                return
         self._queue(job)
 
     def _queue(self, job: Job) -> None:

@@ -22,7 +22,7 @@ from pluribus.core.errors import OutputError
 from pluribus.core.formats.safetensors import header_bytes
 from pluribus.core.source import ArraySource, TensorSpec, files
 from pluribus.core.weights import Weights
-from pluribus.engine.blocks import Reader, Span
+from pluribus.engine.blocks import OUT, Reader, Span
 from pluribus.engine.plan import Job, Plan
 
 JOURNAL = "journal"
@@ -229,7 +229,7 @@ class FileSink:
                 continue
             index, span, digests = rest
             job = self.plan.jobs[index]
-            for block, digest in zip(Span(job, span).blocks, digests["out"], strict=True):
+            for block, digest in zip(Span(job, span).blocks, digests[OUT], strict=True):
                 if Reader.digest(self._read(job, block)) != digest:
                     break
             else:

@@ -13,7 +13,7 @@ from pluribus.core.dtypes import narrow
 from pluribus.core.errors import MismatchError, NonFiniteError
 from pluribus.core.fold import values_of
 from pluribus.core.merger import At, call
-from pluribus.engine.blocks import Reader, Span
+from pluribus.engine.blocks import OUT, Reader, Span
 from pluribus.engine.plan import Job, Plan
 
 
@@ -70,7 +70,8 @@ class Worker:
             if task.first:
                 self._check_finite(job)
             for name, fold in task.folds.items():
-                values = values_of(fold, base, experts, at, {**extras, **task.folded})
+                known = {**extras, **task.folded}
+                values = values_of(fold, base, experts, at, known, job.merger, name)
                 states[name] = fold.update(states[name], values, at)
         return states
 
@@ -83,7 +84,7 @@ class Worker:
                 self._check_finite(job)
             merged = call(job.merger, base, experts, at, {**extras, **task.folded})
             raw = self.reader.encode(merged, job)
-            digests.setdefault("out", []).append(Reader.digest(raw))
+            digests.setdefault(OUT, []).append(Reader.digest(raw))
             self.write(job, block, raw)
         return digests
 
@@ -101,10 +102,11 @@ class Worker:
                         f"averaged, but {label} and {job.labels[0]} differ in it; "
                         "make them equal, or leave it out"
                     )
-            digests.setdefault(job.labels[0] if job.labels else "in", []).append(Reader.digest(raw))
+            for label in dict.fromkeys(job.labels):
+                digests.setdefault(label, []).append(Reader.digest(raw))
             if first.spec.dtype != job.spec.dtype:
                 raw = narrow(first.floats(start, stop, job.wide), job.spec.kind)
-            digests.setdefault("out", []).append(Reader.digest(raw))
+            digests.setdefault(OUT, []).append(Reader.digest(raw))
             self.write(job, block, raw)
         return digests
 

@@ -3,7 +3,7 @@
 Wang et al., ICML 2024, https://arxiv.org/abs/2405.07813, section 5.
 
     tau   = what `multi` adds to the base, unscaled                                  (n,)
-    m_t   = 1[|tau_t| > mask_lambda_t |tau - tau_t|]                                 (t, n)
+    m_t   = 1[|theta_0 - theta_t| > mask_lambda_t |theta_0 + tau - theta_t|]         (t, n)
     theta = theta_0 + scale tau where sum_t m_t >= k, else theta_0                   (n,)
 
 `multi` is "task_arithmetic" (sum of the task vectors), "ties" (trimmed to 20 %, elected, summed, as
@@ -16,6 +16,7 @@ Cost: one pass, and those of `multi`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Annotated, Any
 
 from annotated_types import Ge
@@ -23,13 +24,17 @@ from annotated_types import Ge
 from pluribus.core.arrays import Array, Float
 from pluribus.core.chain import Chain, as_merger
 from pluribus.core.merger import FACTS, At, NonNegative, Stage, facts, merger
-from pluribus.merge.steps import consensus as ConsensusStep
-from pluribus.merge.steps import elect, scale, trim
-from pluribus.merge.steps import sum as total
+from pluribus.merge.steps.consensus import Consensus as Mask
+from pluribus.merge.steps.elect import Elect
+from pluribus.merge.steps.scale import Scale
+from pluribus.merge.steps.sum import Sum
+from pluribus.merge.steps.trim import Trim
 
 UPDATES = {
-    "task_arithmetic": Chain.of(total()),
-    "ties": trim(density=0.2, scope="model", count="official") >> elect(tie="global") >> total(),
+    "task_arithmetic": Chain.of(Sum()),
+    "ties": Chain.of(Trim(density=0.2, scope="model", count="official"))
+    >> Elect(tie="global")
+    >> Sum(),
 }
 
 
@@ -51,20 +56,22 @@ class Consensus:
     def check(self) -> None:
         """Build the inner method, and take over its facts. Raises RecipeError or InputError."""
         object.__setattr__(self, "multi", multi_task(self.multi))
-        mask = ConsensusStep(k=self.k, mask_lambda=self.mask_lambda)
-        chain = Chain.of(self.multi) >> mask >> scale(scale=self.scale)
-        inner, own = facts(chain), facts(type(self))
+        inner, own = facts(self._chain), facts(type(self))
         object.__setattr__(
             self, FACTS, replace(inner, name=own.name, paper=own.paper, summary=own.summary)
         )
-        object.__setattr__(self, "_chain", chain)
+
+    @cached_property
+    def _chain(self) -> Chain:
+        mask = Mask(k=self.k, mask_lambda=self.mask_lambda)
+        return Chain.of(self.multi) >> mask >> Scale(scale=self.scale)
 
     def folds(self) -> Sequence[Stage]:
         """Ask for the inner method's folds."""
         return self._chain.folds()
 
     def __call__(
-        self, base: Float[Array, "*n"], experts: Float[Array, "t *n"], *, at: At, **folded: Any
-    ) -> Float[Array, "*n"]:
+        self, base: Float[Array, "..."], experts: Float[Array, "t ..."], *, at: At, **folded: Any
+    ) -> Float[Array, "..."]:
         """Merge one block. Raises InputError if k exceeds the number of experts."""
         return self._chain(base, experts, at=at, **folded)

@@ -7,20 +7,20 @@ Wang et al., ICLR 2025, https://arxiv.org/abs/2410.17146, section 4.
     alpha  = (1/T) ||sum_t tau_t||_1 / ||tau||_1   over the whole model, unless given
     theta  = theta_0 + scale tau                                                    (n,)
 
-`of` is a merger, a chain of steps or its text, or `{merge_method, parameters}`; beta takes the place
-of its scale. The step `lines` is the same behind a chain: `Ties(...) >> lines(beta=0.8)`. The block
-of a tensor is read from its name by `pluribus.core.depth`; with fewer than two blocks it refuses.
-`edit_single` scales the update of one fine-tuned model, so that it forgets less.
+`of` is a merger, a chain of steps or its text, or `{merge_method, parameters}`; beta takes the
+place of its scale. The step `lines` is the same behind a chain: `Ties(...) >> lines(beta=0.8)`. The
+block of a tensor is read from its name by `pluribus.core.depth`; with fewer than two blocks it
+refuses. `edit_single` scales the update of one fine-tuned model, so that it forgets less.
 
 Deviates from the authors' code: of two numbers in a name (`blocks.3.mlp.0`) the block's counts, not
-the smallest; L is the model's, not 12. `tail`, `schedule` and `norm_over` are explained in the step.
+the smallest; L is the model's, not 12. `tail`, `schedule` and `norm_over` are the step's.
 
 Cost: one pass more than `of` if alpha goes by the norms.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ from pluribus.core.errors import MismatchError
 from pluribus.core.merger import FACTS, At, Stage, facts, merger
 from pluribus.core.source import Source
 from pluribus.core.weights import Elementwise, Weights
-from pluribus.merge.steps import lines as LinesStep
+from pluribus.merge.steps.lines import Lines as LinesStep
 from pluribus.merge.steps.lines import Schedule, Tail, check_scales, scale_at
 
 
@@ -51,26 +51,28 @@ class Lines:
     def check(self) -> None:
         """Build the inner method, and take over its facts. Raises RecipeError or InputError."""
         object.__setattr__(self, "of", as_merger(self.of))
-        chain = Chain.of(self.of) >> LinesStep(
+        inner, own = facts(self._chain), facts(type(self))
+        object.__setattr__(
+            self, FACTS, replace(inner, name=own.name, paper=own.paper, summary=own.summary)
+        )
+
+    @cached_property
+    def _chain(self) -> Chain:
+        return Chain.of(self.of) >> LinesStep(
             alpha=self.alpha,
             beta=self.beta,
             tail=self.tail,
             schedule=self.schedule,
             norm_over=self.norm_over,
         )
-        inner, own = facts(chain), facts(type(self))
-        object.__setattr__(
-            self, FACTS, replace(inner, name=own.name, paper=own.paper, summary=own.summary)
-        )
-        object.__setattr__(self, "_chain", chain)
 
     def folds(self) -> Sequence[Stage]:
         """Ask for the inner method's folds and the two norms."""
         return self._chain.folds()
 
     def __call__(
-        self, base: Float[Array, "*n"], experts: Float[Array, "t *n"], *, at: At, **folded: Any
-    ) -> Float[Array, "*n"]:
+        self, base: Float[Array, "..."], experts: Float[Array, "t ..."], *, at: At, **folded: Any
+    ) -> Float[Array, "..."]:
         """Merge one block."""
         return self._chain(base, experts, at=at, **folded)
 
@@ -87,8 +89,9 @@ def edit_single(
 ) -> Weights:
     """Return `finetuned` with its update scaled from alpha in the first block to alpha + beta.
 
-    `beta` is 1 - alpha unless given: the last block keeps its whole update. Lazy: tensors are scaled
-    when they are read. Raises InputError without two blocks, MismatchError if the models differ.
+    `beta` is 1 - alpha unless given: the last block keeps its whole update. Lazy: tensors are
+    scaled when they are read. Raises InputError without two blocks, MismatchError if the models
+    differ.
     """
     base, finetuned = Weights.open(base), Weights.open(finetuned)
     check_scales(alpha, 0.0 if beta is None else beta)
@@ -104,17 +107,13 @@ def edit_single(
                     f"{base.label} has no tensor {name!r} of shape {list(spec.shape)}, which "
                     f"{finetuned.label} has"
                 )
-            factor = scale_at(
-                layers.layers[name], layers.count, name, alpha, beta, tail, schedule
-            )
+            factor = scale_at(layers.layers[name], layers.count, name, alpha, beta, tail, schedule)
             if factor != 1:
                 scaled = partial(_scaled, factor)
                 source = Elementwise(scaled, [source, base.source(name)])
         sources[name] = source
     label = f"{finetuned.label} scaled by depth"
-    return Weights(
-        sources, label=label, aliases=finetuned.aliases, folder=finetuned.folder
-    )
+    return Weights(sources, label=label, aliases=finetuned.aliases, folder=finetuned.folder)
 
 
 def _scaled(factor: float, finetuned: np.ndarray, base: np.ndarray) -> np.ndarray:

@@ -12,8 +12,8 @@ map only multiplies by cos(eps): what it adds in float32 is rounding noise.
 
 One expert is returned as it is. Where the mean direction vanishes two experts are averaged on the
 line, as in mergekit; more are an error. Deviates from mergekit: it vanishes below 1e-7 (there at
-`eps`, which float32 does not resolve), updates that are all zero give the base (there an error),
-weights that sum to zero are an error. Two passes.
+`eps`, which float32 does not resolve), tensors of one element are then averaged too, updates that
+are all zero give the base (there an error), weights that sum to zero are an error. Two passes.
 """
 
 from collections.abc import Sequence
@@ -68,7 +68,7 @@ class MultiSlerp:
         length = float(np.sqrt(max(inverse @ gram @ inverse, 0.0)))
         if length >= max(self.eps, 1e-7):
             return inverse / length * (weights @ norms) * np.cos(self.eps)
-        if count == 2:
+        if count == 2 or at.size == 1:
             return weights
         raise InputError(
             f"multislerp: the weighted directions of the {count} experts cancel in tensor "

@@ -6,7 +6,7 @@ theta_i - theta_0 with a base:
     a      = angle between x_1 and x_2
     merged = [theta_0 +] (sin((1 - t) a) x_1 + sin(t a) x_2) / sin(a)         (n,)
 
-and (1 - t) x_1 + t x_2 where sin(a) <= 1e-8. The angle is that of the whole tensor
+and (1 - t) x_1 + t x_2 where sin(a) <= 1e-6. The angle is that of the whole tensor
 (`nuslerp_flatten`), or one for each vector along the last axis, or with `nuslerp_row_wise` along
 the first: mergekit's name is the reverse of what one expects. Equal to `slerp` but for the
 threshold, and for a vector of norm below 1e-7, which is divided by 1e-7.
@@ -105,7 +105,7 @@ def _coefficients(t: float, cos: Array | float) -> tuple[Array, Array]:
         cos = np.asarray(cos)
     xp = namespace(cos)
     cos = xp.clip(cos, -1.0, 1.0)
-    straight = 1 - cos * cos <= 1e-16
+    straight = 1 - cos * cos <= 1e-12
     angle = xp.acos(xp.where(straight, 0.0, cos))
     sine = xp.sin(angle)
     a = xp.where(straight, 1 - t, xp.sin((1 - t) * angle) / sine)

@@ -17,9 +17,9 @@ smallest values are the codes': int(clip n) and int((1 - clip) n - 1), int((1 - 
 Deviates from the code: intra is divided by e^T, a factor of each row that minmax removes and that
 overflows float32 from 89 experts on; where all that is kept is equal (tanh saturates), S is 1 there
 and not 0/0; an expert without any spread of magnitudes is an error, or takes no part with
-`drop_unchanged` (and in a tensor of `scope="tensor"`, where frozen tensors are common). A coordinate
-kept by one expert alone moves by its full scale, however small its score: scales do not compare
-with those of other methods. With one expert this only trims.
+`drop_unchanged` (and in a tensor of `scope="tensor"`, where frozen tensors are common). A
+coordinate kept by one expert alone moves by its full scale, however small its score: scales do not
+compare with those of other methods. With one expert this only trims.
 
 Cost: exact quantiles of |tau| and of the scores: one to three passes each, then the merge.
 """
@@ -35,7 +35,7 @@ from annotated_types import Interval
 from pluribus.core.arrays import Array, Float, column, namespace
 from pluribus.core.errors import InputError
 from pluribus.core.fold import Order, Ranked, magnitudes
-from pluribus.core.merger import At, Fraction, PerExpert, Scope, Stage, merger
+from pluribus.core.merger import Fraction, PerExpert, Scope, Stage, merger
 
 Variant = Literal["paper-code", "nlp", "vision"]
 CLIPS = {"paper-code": 1e-4, "nlp": 0.01, "vision": 0.01}

@@ -59,7 +59,8 @@ class Strict(BaseModel):
             if key in COMMON and "parameters" in known:
                 hint = f" {key} is a parameter: write it under 'parameters:'."
             raise PydanticCustomError(
-                "unknown_key", f"unknown key {key!r}; there are: {', '.join(known)}.{hint}",
+                "unknown_key",
+                f"unknown key {key!r}; there are: {', '.join(known)}.{hint}",
                 {"key": key},
             )
         return value
@@ -275,10 +276,12 @@ class Recipe(Strict):
 
     def plain(self) -> dict[str, Any]:
         """Return the recipe as YAML writes it, without what is default."""
-        return {key: _plain(getattr(self, key)) for key in type(self).model_fields if self._told(key)}
+        return {
+            key: _plain(getattr(self, key)) for key in type(self).model_fields if self._told(key)
+        }
 
     def to_yaml(self) -> str:
-        """Write the recipe; reading it back gives an equal one."""
+        """Write the recipe; reading it back gives the same values."""
         return text.dump(self.plain())
 
     @property
@@ -363,7 +366,11 @@ def _fault(error: Any) -> _Fault:
     if kind in ("unknown_key", "setting"):
         return _Fault([*path, context["key"]], error["msg"], kind == "unknown_key")
     if kind == "extra_forbidden":
-        fields = [*TokenizerConfig.model_fields, *TokenConfig.model_fields, *ModelToken.model_fields]
+        fields = [
+            *TokenizerConfig.model_fields,
+            *TokenConfig.model_fields,
+            *ModelToken.model_fields,
+        ]
         fields += [*ModelRef.model_fields, "path", "revision"]
         return _Fault(path, f"unknown key {path[-1]!r}." + nearest(str(path[-1]), fields), True)
     if kind == "missing":

@@ -1,13 +1,14 @@
 """GGUF files (llama.cpp), versions 2 and 3, read from their header.
 
-Layout (ggml docs/gguf.md): magic, version, tensor and metadata counts; metadata as key, type, value;
-tensors as name, dimensions (fastest first: reversed here), type and offset; then the aligned data.
+Layout (ggml docs/gguf.md): magic, version, tensor and metadata counts; metadata as key, type,
+value; tensors as name, dimensions (fastest first: reversed here), type and offset; then the
+aligned data.
 
-F32, F16, BF16, F64 and whole numbers are read as they lie. Quantised tensors are F32 whose blocks are
-expanded when they are read (package `gguf`). A file whose architecture is in `ARCHITECTURES` gets
-Hugging Face names and layout: llama.cpp's rotary permutation of q and k (llama) is undone, and the 1
-it adds to norms (gemma) taken off. Any other file keeps its own names. `rope_freqs.weight` is left
-out then: it follows from the model's configuration.
+F32, F16, BF16, F64 and whole numbers are read as they lie. Quantised tensors are F32 whose blocks
+are expanded when they are read (package `gguf`). A file whose architecture is in `ARCHITECTURES`
+gets Hugging Face names and layout: llama.cpp's rotary permutation of q and k (llama) is undone, and
+the 1 it adds to norms (gemma) taken off. `rope_freqs.weight` is left out then, as it follows from
+the model's configuration. Any other file keeps its own names.
 """
 
 import math
@@ -50,7 +51,7 @@ PACKED = {
     13: Packing("Q5_K", 256, 176),
     14: Packing("Q6_K", 256, 210),
 }
-_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_SCALARS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
 _TEXT, _ARRAY = 8, 9
 
 _LAYER = {
@@ -93,6 +94,8 @@ class PackedSlice(Source):
 
     def read(self, start: int, stop: int, out: np.ndarray) -> None:
         """See `Source.read`. Raises ExtraError if the package `gguf` is missing."""
+        if stop <= start:
+            return
         try:
             from gguf.constants import GGMLQuantizationType
             from gguf.quants import dequantize

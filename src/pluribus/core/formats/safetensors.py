@@ -44,9 +44,9 @@ def _spec(name: str, entry: object) -> tuple[TensorSpec, int, int]:
         return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MAX_DIM
 
     if not isinstance(shape, list) or len(shape) > 64 or not all(whole(d) for d in shape):
-        raise FormatError(f"tensor {name!r} has an impossible shape {str(shape)[:80]}")
+        raise FormatError(f"tensor {name!r} has an impossible shape {shape!r:.80}")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(whole(o) for o in offsets):
-        raise FormatError(f"tensor {name!r} has impossible data_offsets {str(offsets)[:80]}")
+        raise FormatError(f"tensor {name!r} has impossible data_offsets {offsets!r:.80}")
     spec = TensorSpec(kind, tuple(shape))
     begin, end = offsets
     if end - begin != spec.nbytes:
@@ -73,6 +73,7 @@ def parse(
             isinstance(value, str) for value in metadata.values()
         ):
             raise FormatError("__metadata__ must map text to text")
+        "".join([*table, *metadata]).encode()  # half a surrogate pair could be written nowhere
         found = {name: _spec(name, entry) for name, entry in table.items()}
         at = 0
         for name, (_, begin, end) in sorted(found.items(), key=lambda item: item[1][1:]):
@@ -88,7 +89,7 @@ def parse(
             )
     except FormatError as error:
         raise FormatError(f"{where}: {error}") from None
-    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise FormatError(f"{where}: the header is not valid JSON ({error})") from None
     return {name: (spec, begin) for name, (spec, begin, _) in found.items()}, metadata
 
@@ -116,7 +117,7 @@ def opened(
     found, metadata = parse(header, total - 8 - len(header), where)
     start = 8 + len(header)
     sources = {name: source(start + begin, spec) for name, (spec, begin) in found.items()}
-    aliases = {k: v for k, v in metadata.items() if v in found and k not in found}
+    aliases = {k: v for k, v in metadata.items() if v in found and k not in found and k != "format"}
     return Opened(sources, metadata, aliases)
 
 
@@ -140,8 +141,11 @@ def header_bytes(
 ) -> tuple[bytes, dict[str, int]]:
     """Lay tensors out in order; return the file's head (length and JSON) and absolute offsets.
 
-    The head is padded with spaces so that the data starts at a multiple of 64 bytes.
+    The head is padded with spaces so that the data starts at a multiple of 64 bytes. Raises
+    FormatError for a name that the format has no room for.
     """
+    if "__metadata__" in specs:
+        raise FormatError("a tensor called '__metadata__' cannot be stored as safetensors")
     table: dict[str, object] = {"__metadata__": metadata} if metadata else {}
     at = 0
     begins = {}

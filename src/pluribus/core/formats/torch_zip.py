@@ -1,9 +1,9 @@
 """PyTorch's .bin/.pt/.pth files, read without running their pickle and without importing torch.
 
 `torch.save` writes a zip of uncompressed records: NAME/data.pkl, a pickle of the structure in which
-storages are named, and NAME/data/KEY, the bytes of each storage. The pickle is interpreted by a small
-machine that knows plain containers, numbers and text, and calls by name from `CALLS`; it can build
-nothing else. Tensors stay where they are in the file.
+storages are named, and NAME/data/KEY, the bytes of each storage. The pickle is interpreted by a
+small machine that knows plain containers, numbers and text, and calls by name from `CALLS`; it can
+build nothing else. Tensors stay where they are in the file.
 """
 
 import os
@@ -84,7 +84,13 @@ class StridedSlice(Source):
     """A view of a storage whose elements do not lie row-major; laid out so when first read."""
 
     def __init__(
-        self, path: Path, at: int, count: int, offset: int, stride: tuple[int, ...], spec: TensorSpec
+        self,
+        path: Path,
+        at: int,
+        count: int,
+        offset: int,
+        stride: tuple[int, ...],
+        spec: TensorSpec,
     ) -> None:
         self.storage = FileSlice(path, at, TensorSpec(spec.dtype, (count,)))
         self.offset, self.stride, self.spec = offset, stride, spec
@@ -129,25 +135,27 @@ def _view(storage: Any, offset: Any, shape: Any, stride: Any, kind: DType | None
     return _Tensor(storage, kind, offset, shape, stride)
 
 
-def _tensor_v2(*args: Any) -> _Tensor:
-    return _view(*args[:4])
+def _tensor_v2(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> _Tensor:
+    return _view(storage, offset, shape, stride)
 
 
-def _tensor_v3(*args: Any) -> _Tensor:
-    kind = _DTYPES.get(args[6]) if isinstance(args[6], _Name) else None
+def _tensor_v3(
+    storage: Any, offset: Any, shape: Any, stride: Any, _grad: Any, _hooks: Any, name: Any, *_: Any
+) -> _Tensor:
+    kind = _DTYPES.get(name) if isinstance(name, _Name) else None
     if kind is None:
-        raise FormatError(f"a tensor of an unknown element type ({_told(args[6])})")
-    return _view(*args[:4], kind)
+        raise FormatError(f"a tensor of an unknown element type ({_told(name)})")
+    return _view(storage, offset, shape, stride, kind)
 
 
-def _parameter(*args: Any) -> _Tensor:
-    if not isinstance(args[0], _Tensor):
+def _parameter(data: Any, *_: Any) -> _Tensor:
+    if not isinstance(data, _Tensor):
         raise FormatError("a parameter that is no tensor")
-    return args[0]
+    return data
 
 
 def _with_attributes(*args: Any) -> _Tensor:
-    call, kind, inner = args[:3]
+    call, kind, inner, _ = args
     plain = ("torch Tensor", "torch.nn.parameter Parameter", "torch.nn.parameter Buffer")
     if not isinstance(kind, _Name) or kind not in plain:
         raise FormatError(f"a tensor of the class {_told(kind)}")
@@ -190,7 +198,7 @@ def _told(value: Any) -> str:
     return repr(value.replace(" ", ".")[:100]) if named else f"a {type(value).__name__}"
 
 
-def _named(text: str) -> _Name:
+def _named(text: Any) -> _Name:
     if text not in _KNOWN:
         raise FormatError(
             f"its pickle asks for {_told(_Name(text))}, which a state dict does not need and which "
@@ -245,7 +253,7 @@ def structure(pickled: bytes) -> Any:
     Raises FormatError for any call, class or opcode that a state dict does not need.
     """
     stack: list[Any] = []
-    memo: dict[int, Any] = {}  # not a list: a pickle may name any index
+    memo: dict[Any, Any] = {}  # not a list: a pickle may name any index
 
     def items() -> list[Any]:
         """Take what lies above the last mark."""
@@ -337,15 +345,19 @@ def state_dict(top: Any) -> dict[str, _Tensor]:
     """Return the tensors of a state dict, alone or in a training checkpoint that is unambiguous."""
 
     def plain(value: Any) -> bool:
-        return isinstance(value, dict) and bool(value) and all(
-            isinstance(k, str) and isinstance(v, _Tensor) for k, v in value.items()
+        return (
+            isinstance(value, dict)
+            and bool(value)
+            and all(isinstance(k, str) and isinstance(v, _Tensor) for k, v in value.items())
         )
 
     if plain(top) or top == {}:
         return top
     if not isinstance(top, dict):
         raise FormatError(f"it holds a {type(top).__name__.strip('_')}, not a state dict")
-    keys = listing([f"{str(key)[:50]!r} ({type(v).__name__.strip('_')})" for key, v in top.items()], 12)
+    keys = listing(
+        [f"{str(key)[:50]!r} ({type(v).__name__.strip('_')})" for key, v in top.items()], 12
+    )
     inner = [key for key, value in top.items() if plain(value)]
     if len(inner) == 1 and inner[0] in WRAPPERS:
         return top[inner[0]]
@@ -362,6 +374,8 @@ def _records(path: Path, size: int) -> dict[str, _Record]:
     """Return where each record's bytes lie; refuse what torch.save does not write."""
     with path.open("rb") as file, zipfile.ZipFile(file) as archive:
         end = archive.start_dir
+        if any("/code/" in n or n.endswith("/constants.pkl") for n in archive.namelist()):
+            raise FormatError(f"a TorchScript archive, which carries code; {ADVICE}")
         found: dict[str, _Record] = {}
         for info in archive.infolist():
             name = info.filename
@@ -398,10 +412,7 @@ def _root(found: Mapping[str, _Record]) -> str:
     pickles = [name for name in found if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(pickles) != 1:
         raise FormatError(f"a zip, but not one of torch.save: {len(pickles)} data.pkl in it")
-    root = pickles[0].removesuffix("data.pkl")
-    if f"{root}constants.pkl" in found or any(name.startswith(f"{root}code/") for name in found):
-        raise FormatError(f"a TorchScript archive, which carries code; {ADVICE}")
-    return root
+    return pickles[0].removesuffix("data.pkl")
 
 
 def read(path: Path) -> Opened:

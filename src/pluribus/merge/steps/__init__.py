@@ -9,7 +9,7 @@ The names are the steps' classes; the modules they live in bear the same names.
 
 from pluribus.core.registry import STEPS
 
-__all__ = list(STEPS)  # noqa: PLE0605
+__all__ = list(STEPS)
 
 for _name in STEPS:
     globals()[_name] = STEPS[_name]

@@ -1,6 +1,6 @@
 """Average each coordinate over all experts, zeros included.
 
-    sum_t w_t values_t / sum_t w_t     (t, n) -> (n,)
+sum_t w_t values_t / sum_t w_t     (t, n) -> (n,)
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class Average:
 
     weight: PerExpert = 1.0
 
-    def __call__(self, values: Float[Array, "t *n"]) -> Float[Array, "*n"]:
+    def __call__(self, values: Float[Array, "t ..."]) -> Float[Array, "..."]:
         """Combine one block. Raises InputError if the weights sum to zero."""
         divisor = total_weight(self.weight, values.shape[0])
         return add_up(values * (column(self.weight, values) / divisor))

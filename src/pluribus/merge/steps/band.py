@@ -35,8 +35,8 @@ class Band:
         return [{"ends": TopK(of=sizes, ranks=ranks, scope=self.scope)}]
 
     def __call__(
-        self, values: Float[Array, "t *n"], *, at: At, ends: Selection
-    ) -> Float[Array, "t *n"]:
+        self, values: Float[Array, "t ..."], *, at: At, ends: Selection
+    ) -> Float[Array, "t ..."]:
         """Keep the band of one block."""
         size = abs(values)
         return values * (ends.mask(size, at, 0) & ~ends.mask(size, at, 1))

@@ -51,12 +51,12 @@ class Drop:
 
     def __call__(
         self,
-        values: Float[Array, "t *n"],
+        values: Float[Array, "t ..."],
         *,
         at: At,
         full: np.ndarray | None = None,
         kept: np.ndarray | None = None,
-    ) -> Float[Array, "t *n"]:
+    ) -> Float[Array, "t ..."]:
         """Drop from one block."""
         out = self._kept(values, at)
         if self.rescale == "1/p":

@@ -7,8 +7,9 @@ Yadav et al., NeurIPS 2023, https://arxiv.org/abs/2306.01708, and the variants o
 
 `by="mass"`: v is the value itself. `"signs"`: one vote each, w_t sign(values_t). `"normmass"`: a
 vote weighs the coordinate's share of its expert's squared norm. `"normfrac"`: the expert with
-the largest such share decides alone, the first of equals. `tie`: as in `pluribus.merge.ties`.
-`scope` says over what the norms run; the majority of `tie="global"` is always the model's.
+the largest such share decides alone, the first of equals. `tie`: as in `pluribus.merge.ties`, or
+always "negative". `scope` says over what the norms run; the majority of `tie="global"` is always
+the model's.
 """
 
 from collections.abc import Sequence
@@ -36,7 +37,7 @@ class Elect:
 
     by: Literal["mass", "signs", "normmass", "normfrac"] = "mass"
     weight: PerExpert = 1.0  # of each expert's vote
-    tie: Literal["positive", "global"] = "positive"
+    tie: Literal["positive", "negative", "global"] = "positive"
     scope: Scope = "model"
 
     def folds(self) -> Sequence[Stage]:
@@ -56,7 +57,9 @@ class Elect:
             votes = weighted if self.by == "mass" else xp.sign(values) * column(self.weight, values)
         else:
             # 1 / norm before the product: a share of a large model's norm underflows nowhere.
-            unit = weighted * column(tuple((1 / np.sqrt(np.where(norms, norms, 1))).tolist()), values)
+            unit = weighted * column(
+                tuple((1 / np.sqrt(np.where(norms, norms, 1))).tolist()), values
+            )
             votes = unit * abs(unit)
         if self.by != "normfrac":
             return add_up(votes)
@@ -70,15 +73,17 @@ class Elect:
 
     def __call__(
         self,
-        values: Float[Array, "t *n"],
+        values: Float[Array, "t ..."],
         *,
         at: At,
         norms: np.ndarray | None = None,
         majority: np.ndarray | None = None,
-    ) -> Float[Array, "t *n"]:
+    ) -> Float[Array, "t ..."]:
         """Elect in one block."""
         xp = namespace(values)
         total = self._votes(values, norms)
-        default = 1.0 if majority is None else float(np.sign(majority[0]))
+        default = -1.0 if self.tie == "negative" else 1.0
+        if majority is not None:
+            default = float(np.sign(majority[0]))
         sign = xp.where(total == 0, default, xp.sign(total))
         return values * agreeing(values, sign)

@@ -95,13 +95,13 @@ class Lines:
 
     def __call__(
         self,
-        values: Float[Array, "1 *n"],
+        values: Float[Array, "1 ..."],
         *,
         at: At,
         experts: Array,
         experts_l1: np.ndarray | None = None,
         update_l1: np.ndarray | None = None,
-    ) -> Float[Array, "1 *n"]:
+    ) -> Float[Array, "1 ..."]:
         """Scale one block. Raises InputError if the update is zero everywhere."""
         alpha = self.alpha
         if alpha is None:
@@ -113,7 +113,5 @@ class Lines:
                     "are the experts equal to the base?"
                 )
             alpha = float(experts_l1[0]) / float(update_l1[0]) / experts.shape[0]
-        factor = scale_at(
-            at.layer, at.layers, at.name, alpha, self.beta, self.tail, self.schedule
-        )
+        factor = scale_at(at.layer, at.layers, at.name, alpha, self.beta, self.tail, self.schedule)
         return values * like(factor, values)

@@ -16,7 +16,7 @@ from pluribus.core.chain import step
 class Max:
     """Largest update."""
 
-    def __call__(self, values: Float[Array, "t *n"]) -> Float[Array, "*n"]:
+    def __call__(self, values: Float[Array, "t ..."]) -> Float[Array, "..."]:
         """Combine one block."""
         xp = namespace(values)
         best = values[0]

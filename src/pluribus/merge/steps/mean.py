@@ -26,7 +26,7 @@ class Mean:
         """Raise InputError for weights that make the divisor cross zero."""
         refuse_negative("mean", self.weight)
 
-    def __call__(self, values: Float[Array, "t *n"]) -> Float[Array, "*n"]:
+    def __call__(self, values: Float[Array, "t ..."]) -> Float[Array, "..."]:
         """Combine one block."""
         weights = column(self.weight, values)
         total, divisor = disjoint(values * weights, values != 0, weights)

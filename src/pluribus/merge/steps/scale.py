@@ -1,6 +1,6 @@
 """Multiply updates by a factor: one for all, or one for each expert before they are combined.
 
-    scale_t values_t     (t, n) -> (t, n)
+scale_t values_t     (t, n) -> (t, n)
 """
 
 from dataclasses import dataclass
@@ -17,6 +17,6 @@ class Scale:
 
     scale: PerExpert = 1.0  # lambda in most papers
 
-    def __call__(self, values: Float[Array, "t *n"]) -> Float[Array, "t *n"]:
+    def __call__(self, values: Float[Array, "t ..."]) -> Float[Array, "t ..."]:
         """Scale one block."""
         return values * column(self.scale, values)

@@ -20,6 +20,6 @@ class Sum:
 
     weight: PerExpert = 1.0
 
-    def __call__(self, values: Float[Array, "t *n"]) -> Float[Array, "*n"]:
+    def __call__(self, values: Float[Array, "t ..."]) -> Float[Array, "..."]:
         """Combine one block."""
         return add_up(values * column(self.weight, values))

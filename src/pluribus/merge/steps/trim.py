@@ -39,8 +39,8 @@ class Trim:
         return [{"cut": kind(of=sizes, ranks=ranks, scope=self.scope)}]
 
     def __call__(
-        self, values: Float[Array, "t *n"], *, at: At, cut: Selection | Ranked
-    ) -> Float[Array, "t *n"]:
+        self, values: Float[Array, "t ..."], *, at: At, cut: Selection | Ranked
+    ) -> Float[Array, "t ..."]:
         """Trim one block."""
         size = abs(values)
         if isinstance(cut, Selection):

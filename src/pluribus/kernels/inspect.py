@@ -1,0 +1,226 @@
+"""What `inspect` counts in one block: signs and masks as bits, pairs of experts by population count.
+
+Chunks stay in the first cache. A chunk's flags are written as bytes, packed into words of 64 bits,
+and every pair of experts then costs a few operations for 64 coordinates.
+"""
+
+import numba as nb
+import numpy as np
+from numba import types
+from numba.extending import intrinsic
+
+CHUNK = 2048
+WORDS = CHUNK // 64
+_EIGHT = np.uint64(0x0102040810204080)  # gathers the lowest bits of eight bytes in the top byte
+
+
+@intrinsic
+def _ones(typingctx, word):
+    """Count the bits set in a word."""
+
+    def emit(context, builder, signature, arguments):
+        return builder.ctpop(arguments[0])
+
+    return types.uint64(types.uint64), emit
+
+
+@nb.njit(nogil=True, cache=True)
+def _pack(flags, words):
+    """Pack 0/1 bytes into words, one bit each; the order of bits is the same for all."""
+    eights = flags.view(np.uint64)
+    octets = words.view(np.uint8)
+    for i in range(octets.size):
+        octets[i] = (eights[i] * _EIGHT) >> np.uint64(56)
+
+
+@nb.njit(nogil=True, cache=True)
+def _signs(plus, minus, nonzero, both, opposed, some):
+    """Add up one chunk of packed signs.
+
+    `nonzero` (t,); `both`, `opposed` (t, t), below the diagonal: pairs that are both non-zero, and
+    of unlike sign; `some` (3,): coordinates where one or more, two or more, and both signs occur.
+    """
+    t = plus.shape[0]
+    for i in range(t):
+        for w in range(WORDS):
+            nonzero[i] += _ones(plus[i, w] | minus[i, w])
+        for j in range(i):
+            for w in range(WORDS):
+                p, m, q, n = plus[i, w], minus[i, w], plus[j, w], minus[j, w]
+                both[i, j] += _ones((p | m) & (q | n))
+                opposed[i, j] += _ones((p & n) | (m & q))
+    for w in range(WORDS):
+        one, two = np.uint64(0), np.uint64(0)
+        up, down = np.uint64(0), np.uint64(0)
+        for i in range(t):
+            here = plus[i, w] | minus[i, w]
+            two |= one & here
+            one |= here
+            up |= plus[i, w]
+            down |= minus[i, w]
+        some[0] += _ones(one)
+        some[1] += _ones(two)
+        some[2] += _ones(up & down)
+
+
+@nb.njit(nogil=True, cache=True)
+def _masks(masks, sizes, classes):
+    """Add up one chunk of packed masks: how many each holds, and at how many coordinates one or
+    more, two or more, and all of them do."""
+    t = masks.shape[0]
+    for w in range(WORDS):
+        one, two, all_of = np.uint64(0), np.uint64(0), ~np.uint64(0)
+        for i in range(t):
+            here = masks[i, w]
+            sizes[i] += _ones(here)
+            two |= one & here
+            one |= here
+            all_of &= here
+        classes[0] += _ones(one)
+        classes[1] += _ones(two)
+        classes[2] += _ones(all_of)
+
+
+# Sums may be reordered to fill vector registers: a report needs no bits that all processors share.
+
+
+@nb.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+def _dot(x, y):
+    """Return the float64 product of two chunks."""
+    total = 0.0
+    for i in range(x.size):
+        total += np.float64(x[i]) * np.float64(y[i])
+    return total
+
+
+@nb.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+def _size(x):
+    """Return the float64 sum of a chunk's magnitudes."""
+    total = 0.0
+    for i in range(x.size):
+        total += np.float64(abs(x[i]))
+    return total
+
+
+@nb.njit(nogil=True, cache=True)
+def _flag_signs(x, flags, plus, minus):
+    """Pack which elements of a chunk are positive, and which negative."""
+    for i in range(CHUNK):
+        flags[i] = x[i] > 0
+    _pack(flags, plus)
+    for i in range(CHUNK):
+        flags[i] = x[i] < 0
+    _pack(flags, minus)
+
+
+@nb.njit(nogil=True, cache=True)
+def _flag_mask(x, total, mask_lambda, flags, mask):
+    """Pack which elements lie in an expert's TALL mask."""
+    for i in range(CHUNK):
+        flags[i] = abs(x[i]) > mask_lambda * abs(total[i] - x[i])
+    _pack(flags, mask)
+
+
+@nb.njit(nogil=True, cache=True)
+def _add(x, total):
+    """Add a chunk to another."""
+    for i in range(CHUNK):
+        total[i] += x[i]
+
+
+@nb.njit(nogil=True, cache=True)
+def _minus(x, base, tau):
+    """Fill a chunk with the difference of two runs of at most its length, and zeros beyond."""
+    for i in range(x.size):
+        tau[i] = x[i] - base[i]
+    tau[x.size :] = 0
+
+
+@nb.njit(nogil=True, cache=True)
+def _differences(base, experts, start, tau):
+    """Fill `tau` (t, CHUNK) with one chunk of task vectors; return that chunk of the base."""
+    t, n = experts.shape
+    stop = min(start + CHUNK, n)
+    row = base[start:stop]
+    for j in range(t):
+        _minus(experts[j, start:stop], row, tau[j])
+    return row
+
+
+@nb.njit(nogil=True, cache=True)
+def _trim(x, cut, spare):
+    """Zero what is below the cut, and all but the first `spare` that equal it; return the rest."""
+    zero = x.dtype.type(0)
+    tied = 0
+    for i in range(CHUNK):
+        tied += np.int64(abs(x[i]) == cut)
+    if tied <= spare:
+        for i in range(CHUNK):
+            x[i] = x[i] if abs(x[i]) >= cut else zero
+        return spare - tied
+    if spare == 0:
+        for i in range(CHUNK):
+            x[i] = x[i] if abs(x[i]) > cut else zero
+        return spare
+    for i in range(CHUNK):
+        size = abs(x[i])
+        keep = size > cut
+        if size == cut and spare > 0:
+            keep = True
+            spare -= 1
+        x[i] = x[i] if keep else zero
+    return spare
+
+
+@nb.njit(nogil=True, cache=True)
+def survey(base, experts, mask_lambda, sums, counts, both, opposed):
+    """Measure all of a block that needs no fold before it.
+
+    `sums` (1 + t + t t): squared norm of the base, L1 norms, inner products of the task vectors;
+    `counts` (t + 3 + t + 3): non-zero elements, `some` of `_signs`, sizes and classes of `_masks`.
+    """
+    t, n = experts.shape
+    tau = np.empty((t, CHUNK), base.dtype)
+    total = np.empty(CHUNK, base.dtype)
+    flags = np.empty(CHUNK, np.uint8)
+    plus = np.empty((t, WORDS), np.uint64)
+    minus = np.empty((t, WORDS), np.uint64)
+    masks = np.empty((t, WORDS), np.uint64)
+    for start in range(0, n, CHUNK):
+        row = _differences(base, experts, start, tau)
+        sums[0] += _dot(row, row)
+        total[:] = 0
+        for j in range(t):
+            sums[1 + j] += _size(tau[j])
+            for i in range(j + 1):
+                sums[1 + t + j * t + i] += _dot(tau[j], tau[i])
+            _add(tau[j], total)
+            _flag_signs(tau[j], flags, plus[j], minus[j])
+        for j in range(t):
+            _flag_mask(tau[j], total, mask_lambda, flags, masks[j])
+        _signs(plus, minus, counts[:t], both, opposed, counts[t : t + 3])
+        _masks(masks, counts[t + 3 : 2 * t + 3], counts[2 * t + 3 :])
+    for j in range(t):
+        for i in range(j):
+            sums[1 + t + i * t + j] = sums[1 + t + j * t + i]
+
+
+@nb.njit(nogil=True, cache=True)
+def supports(base, experts, cut, spare, sums, counts, both, opposed):
+    """Measure the largest elements: those above `cut` (t,), and `spare` (t,) of those that equal it.
+
+    `sums` (t,): their squared norms; `counts` (t + 3): sizes and `some` of `_signs`. Zeros are in
+    no support. Uses up `spare`.
+    """
+    t, n = experts.shape
+    tau = np.empty((t, CHUNK), base.dtype)
+    flags = np.empty(CHUNK, np.uint8)
+    plus = np.empty((t, WORDS), np.uint64)
+    minus = np.empty((t, WORDS), np.uint64)
+    for start in range(0, n, CHUNK):
+        _differences(base, experts, start, tau)
+        for j in range(t):
+            spare[j] = _trim(tau[j], cut[j], spare[j])
+            sums[j] += _dot(tau[j], tau[j])
+            _flag_signs(tau[j], flags, plus[j], minus[j])
+        _signs(plus, minus, counts[:t], both, opposed, counts[t:])

@@ -1,0 +1,6 @@
+"""Makes the generator of tiny models importable: tests are collected without a package."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
