@@ -86,6 +86,29 @@ def test_torch_gives_the_values_numpy_gives(models):
         np.testing.assert_allclose(got[name].numpy(), want[name], rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("whole", "chain"),
+    [
+        ("dare_linear(density=0.5, rescale_by='1/p')", "drop(density=0.5) >> sum"),
+        ("dare_linear(density=0.5)", "drop(density=0.5, rescale='l1') >> sum"),
+        ("dare_ties(density=0.5, rescale_by='1/p')", "drop(density=0.5) >> elect >> sum"),
+        ("breadcrumbs(density=0.3, gamma=0.1)", "band(density=0.3, gamma=0.1) >> sum"),
+        (
+            "breadcrumbs_ties(density=0.3, gamma=0.1)",
+            "band(density=0.3, gamma=0.1) >> elect >> sum",
+        ),
+        ("task_arithmetic", "sum"),
+        ("magmax", "max"),
+    ],
+)
+def test_other_methods_are_chains_too(models, whole, chain):
+    method = as_merger(whole)
+    want = merge_arrays(method, *models, seed=4)
+    got = merge_arrays(parse(chain), *models, seed=4)
+    for name in want:
+        np.testing.assert_allclose(got[name], want[name], rtol=0, atol=1e-6)
+
+
 def test_by_hand():
     base = {"w": np.zeros(4, np.float32)}
     experts = [{"w": np.float32([5, -1, 0.2, 3])}, {"w": np.float32([4, 2, -0.1, -1])}]

@@ -475,7 +475,7 @@ def test_slices_of_one_module_and_models_of_another(pair):
 
 
 def test_slices_need_modules_if_there_are_two_families(pair):
-    with pytest.raises(RecipeError, match="2 families of layers.*name each in modules"):
+    with pytest.raises(RecipeError, match=r"2 families of layers.*name each in modules"):
         jobs(
             pair,
             merge_method="passthrough",

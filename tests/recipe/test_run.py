@@ -57,7 +57,7 @@ def test_text_and_mappings_are_recipes_too(root):
 
 def test_a_recipe_that_is_not_there(root):
     (root / "recipe.yml").write_text("a: 1")
-    with pytest.raises(MissingError, match="no such recipe. Did you mean 'recipe.yml'"):
+    with pytest.raises(MissingError, match=r"no such recipe\. Did you mean 'recipe\.yml'"):
         load(root / "recpe.yml")
     with pytest.raises(MissingError, match="no such recipe"):
         load("recpe.yml")

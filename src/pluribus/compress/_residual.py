@@ -3,8 +3,8 @@
 The difference of the two bit patterns, as whole numbers modulo 2^w, is small where the values are
 close (a sign change is the exception). It is folded to unsigned (0, -1, 1, -2, ... to 0, 1, 2, 3,
 ...), split into its bytes' planes, so that the mostly zero high bytes lie together, and compressed
-with zlib in chunks that can be read alone. Level 6 gains 1 to 3 % of the expert's bytes at half to a
-tenth of the speed of level 1 (4 M normal weights of scale 0.02, updates of relative size 1e-4 to 5e-2).
+with zlib in chunks that can be read alone. Level 6 gains 1 to 3 % of the expert's bytes over level
+1 and takes two to eight times as long (4 M normal weights, updates of relative size 1e-4 to 5e-2).
 """
 
 import os

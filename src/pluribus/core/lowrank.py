@@ -420,6 +420,7 @@ def open_adapter(folder: str | os.PathLike[str]) -> Weights:
             f"{lora.folder}: {CONFIG} does not say which model it is for; write BASE+{lora.folder}"
         )
     beside = lora.folder / os.path.expanduser(where)
+    _check_ends(lora.folder)
     try:
         if beside.exists():
             base = Weights.open({"model": {"path": str(beside)}})
@@ -431,9 +432,18 @@ def open_adapter(folder: str | os.PathLike[str]) -> Weights:
             f"{lora.folder} is a LoRA on {where!r}, which was not found ({error}); write "
             f"BASE+{lora.folder} with the path of the base"
         ) from None
-    except RecursionError:
-        raise FormatError(f"{lora.folder}: adapters that are each other's base") from None
     return with_adapter(base, lora, label=str(lora.folder))
+
+
+def _check_ends(folder: Path) -> None:
+    """Follow local adapters from base to base; raise FormatError if they lead back."""
+    seen = {folder.resolve()}
+    while (folder / CONFIG).is_file():
+        where = str(_config(folder).get("base_model_name_or_path"))
+        folder = folder / os.path.expanduser(where)
+        if folder.resolve() in seen:
+            raise FormatError(f"{folder}: adapters that are each other's base")
+        seen.add(folder.resolve())
 
 
 def save_adapter(

@@ -249,6 +249,28 @@ def execute(
     )
 
 
+def copy(
+    weights: Weights,
+    out: str | os.PathLike[str],
+    options: Options | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    **changes: Any,
+) -> Result:
+    """Write lazy weights (an expert of a store, a difference, a converted file) to disk.
+
+    Streams on all threads, resumes and publishes like a merge. Keywords are Options.
+    """
+    jobs = [
+        Job(name, spec, None, None, (weights.source(name),), {}, None, (weights.label,), index)
+        for index, (name, spec) in enumerate(weights.spec.items())
+    ]
+    recipe = {"copy_of": weights.label}
+    plan = Plan(
+        tuple(jobs), aliases=weights.aliases, recipe=recipe, carry=weights.folder, warnings=()
+    )
+    return execute(plan, out, replace(options or Options(), **changes), on_progress)
+
+
 def _run(
     plan: Plan, sink: Any, options: Options, on_progress: Callable[[Progress], None] | None
 ) -> Progress:

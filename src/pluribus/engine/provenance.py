@@ -17,7 +17,9 @@ import numpy as np
 import xxhash
 
 from pluribus import __version__
+from pluribus.core.chain import Chain, text
 from pluribus.core.errors import FormatError, MissingError
+from pluribus.core.merger import FACTS
 from pluribus.core.weights import Weights, carried_files
 from pluribus.engine.blocks import OUT
 from pluribus.engine.plan import SPAN, Plan
@@ -28,13 +30,13 @@ Digests = Mapping[tuple[int, int], Mapping[str, Sequence[str]]]
 
 def parameters(method: Any) -> dict[str, Any]:
     """Return a method's parameters as plain values; nested methods as their text."""
-    if not dataclasses.is_dataclass(method):
+    if isinstance(method, Chain) or not dataclasses.is_dataclass(method):
         return {"steps": str(method)}
     out = {}
     for item in dataclasses.fields(method):
         value = getattr(method, item.name)
         plain = value is None or isinstance(value, bool | int | float | str | tuple)
-        out[item.name] = value if plain else str(value)
+        out[item.name] = value if plain else text(value) if hasattr(value, FACTS) else str(value)
     return out
 
 

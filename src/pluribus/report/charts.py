@@ -59,7 +59,8 @@ def bars(
         end = x
         if half:
             low, high = (axis.at(value + sign * half, left, right) for sign in (-1, 1))
-            svg.append(f'<path class="axis" d="M{low:.1f} {y + 8.5}H{high:.1f}"/>')
+            caps = f"M{low:.1f} {y + 5}v7M{high:.1f} {y + 5}v7"
+            svg.append(f'<path class="whisker" d="M{low:.1f} {y + 8.5}H{high:.1f}{caps}"/>')
             end = max(x, high)
         svg.append(_text(max(end, zero) + 5, y + 13, number(value, form)))
     svg.append(_line(zero, 2, zero, bottom))
@@ -230,7 +231,7 @@ def heatmap(
     Values stand in the cells while they fit, and always in the cells' tooltips.
     """
     cell = max(24.0, min(58.0, 430 / max(len(columns), 1)))
-    left = min(max((len(name) for name in rows), default=0) * CHAR + 12, 190)
+    left = min(max((len(name) for name in rows), default=0), 26) * (CHAR + 0.4) + 12
     longest = min(max((len(name) for name in columns), default=0), 24)
     slanted = longest * CHAR > cell - 4
     top = min(longest * CHAR * 0.75 + 14, 130) if slanted else 24.0
@@ -397,9 +398,7 @@ def _free(
         if not inside:
             continue
         first = first or (lx, ly, anchor, box)
-        if all(
-            box[2] <= b[0] or box[0] >= b[2] or box[3] <= b[1] or box[1] >= b[3] for b in taken
-        ):
+        if all(box[2] <= b[0] or box[0] >= b[2] or box[3] <= b[1] or box[1] >= b[3] for b in taken):
             taken.append(box)
             return lx, ly, anchor
     if first is None:
@@ -431,7 +430,7 @@ def _figure(
     numbers: Html,
     width: float = WIDTH,
 ) -> Html:
-    small = " small" if width < 512 else ""
+    small = " small" if width < 608 else ""
     size = f'viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" height="{height:.0f}"'
     drawn = (
         f'<svg class="chart{small}" {size} role="img" aria-label="{escape(title)}">'

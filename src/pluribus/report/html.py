@@ -174,13 +174,14 @@ th[aria-sort=descending] button::after { content: " \\2193"; color: var(--ink); 
 figure { margin: 1.4rem 0; }
 figcaption { font-weight: 600; margin-bottom: .2rem; }
 figure .wide { margin: .2rem 0; }
-svg.chart { display: block; height: auto; min-width: 32rem; max-width: 100%;
+svg.chart { display: block; height: auto; min-width: 38rem; max-width: 100%;
   font: 12px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-svg.chart.small { min-width: 20rem; max-width: none; }
+svg.chart.small { min-width: 0; max-width: none; }
 svg text { fill: var(--ink); }
 svg .soft { fill: var(--soft); }
 svg .grid { stroke: var(--rule); stroke-width: 1; }
 svg .axis { stroke: var(--soft); stroke-width: 1; }
+svg .whisker { stroke: var(--ink); stroke-width: 1.5; fill: none; }
 svg .line { fill: none; stroke-width: 2; }
 svg .up { fill: var(--up); } svg .down { fill: var(--down); } svg .none { fill: var(--band); }
 svg text.strong { fill: var(--paper); }
