@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch  # noqa: F401  (before pluribus, whose annotations then allow for it)
 
 import pluribus
 from pluribus.core import fold

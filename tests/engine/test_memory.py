@@ -62,4 +62,6 @@ def test_peak_memory_stays_in_the_budget_and_does_not_grow_with_the_model(tmp_pa
     print({f"{label}, {scope}": round(peak) for (label, scope), peak in peaks.items()})
     for scope in ("tensor", "model"):
         assert peaks["whole", scope] <= 700
-        assert peaks["whole", scope] <= 1.15 * peaks["quarter", scope]
+        # An exact cut sets aside up to 64 MB of a large tensor's values.
+        aside = 64 if scope == "tensor" else 0
+        assert peaks["whole", scope] <= 1.15 * peaks["quarter", scope] + aside

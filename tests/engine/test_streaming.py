@@ -141,6 +141,18 @@ def test_real_block_size_over_several_spans(models, oracle, raw_bytes):
         assert raw_bytes(merge(pool, method, threads=2)) == oracle(pool, method)
 
 
+def test_a_guess_that_sets_too_much_aside_is_given_up(
+    models, oracle, raw_bytes, small_blocks, monkeypatch
+):
+    """Large tensors are counted twice rather than kept."""
+    monkeypatch.setattr("pluribus.core.fold.HELD", 20)
+    pool, method = models.write(3), Ties(density=0.2)
+    seen = []
+    got = merge(pool, method, on_progress=lambda progress: seen.append(progress.total))
+    assert raw_bytes(got) == oracle(pool, method)
+    assert seen[-1] > plan_pool(pool, method).bytes_read
+
+
 # -- element types ---------------------------------------------------------------------------------
 
 KINDS = ["F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"]

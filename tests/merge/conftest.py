@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+import torch  # noqa: F401 - loaded first, annotations of arrays admit its tensors
 
 from pluribus.core.fold import values_of
 from pluribus.core.merger import At, call, columns, facts, stages
+from pluribus.engine.reference import merge_arrays
 
 SHAPES = {
     "layers.0.weight": (6, 8),
@@ -90,3 +92,10 @@ def merge_in_blocks(method, base, experts, extras=None, *, size, seed=0, depth=N
         ]
         out[name] = np.concatenate(parts).reshape(array.shape) if parts else array.copy()
     return out
+
+
+def merged(method, base, *experts, seed=0, dtype=np.float32):
+    """Merge a single tensor given as lists."""
+    base = None if base is None else {"x": np.array(base, dtype)}
+    experts = [{"x": np.array(expert, dtype)} for expert in experts]
+    return merge_arrays(method, base, experts, seed=seed)["x"]

@@ -1,6 +1,7 @@
 """Loading files, documents that use each other, running, resuming, dry runs."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -296,3 +297,33 @@ def test_dry_run_of_a_vocabulary_union_counts_rows(root):
     told = dry_run(load(text, folder=root))
     assert told["recipes"][0]["tokenizer"]["rows"] == 15
     assert "a: 14 rows kept, 1 substituted" in dry_run_text(told)
+
+
+# -- examples --------------------------------------------------------------------------------------
+
+EXAMPLES = [
+    path
+    for path in sorted((Path(__file__).parents[2] / "examples" / "recipes").glob("*.yml"))
+    if "merge_method:" in path.read_text("utf-8")
+]
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory):
+    """Return a folder with every model that the examples name."""
+    root = tmp_path_factory.mktemp("zoo")
+    for seed, name in enumerate(("base", "math", "code")):
+        tiny.model(root / name, seed=seed, base=0 if seed else None)
+    tiny.model(root / "chat", seed=3, base=0, special=())
+    tiny.tokenizer(root / "chat", tiny.WORDS[:-2], ("<|im_start|>", "<|im_end|>"))
+    for seed, name in enumerate(("one", "two", "three")):
+        tiny.model(root / name, seed=seed, layers=32)
+    return root
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_run(zoo, path):
+    recipes = load(path.read_text("utf-8"), folder=zoo)
+    result = run(recipes, None)
+    assert result.bytes_written > 0
+    assert plan(recipes)[-1].warnings == ()

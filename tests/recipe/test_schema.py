@@ -1,7 +1,5 @@
 """The schema: unknown keys at every level, messages with lines, references, round trips."""
 
-from pathlib import Path
-
 import pytest
 
 from pluribus.core.errors import RecipeError
@@ -186,11 +184,3 @@ def test_seed_depends_on_the_recipe_but_not_on_its_name():
     assert one.drawn_seed == Recipe.of({**PLAIN, "name": "x"}).drawn_seed
     assert one.drawn_seed != Recipe.of({**PLAIN, "dtype": "float16"}).drawn_seed
     assert Recipe.of({**PLAIN, "seed": 5}).drawn_seed == 5
-
-
-def test_examples_are_recipes():
-    folder = Path(__file__).parents[2] / "examples" / "recipes"
-    found = sorted(folder.glob("*.yml"))
-    assert found
-    for path in found:
-        assert load(path)

@@ -11,7 +11,7 @@ block and added in the blocks' order.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -20,8 +20,10 @@ from pluribus.core.merger import At, PerExpert, Scope, accepted, fused_values
 
 Values = Callable[..., Array]  # (base, experts, *, at, **folded) -> (t, n) or (1, n)
 SMALL = 1 << 17  # up to so many elements are kept and selected from directly
+HELD = 1 << 24  # values set aside at most, so that memory does not grow with a tensor
 
 
+@runtime_checkable
 class Fold(Protocol):
     """What the driver needs of a fold. `of` picks the values from a block."""
 
@@ -269,8 +271,11 @@ class Order:
         assert one.counts is not None
         assert other.counts is not None
         one.counts += other.counts
-        both = one.windows is not None and other.windows is not None
-        one.windows = [*one.windows, *other.windows] if both else None  # type: ignore[misc]
+        if one.windows is None or other.windows is None:
+            one.windows = None
+        else:
+            both = [*one.windows, *other.windows]
+            one.windows = both if sum(window.held for window in both) <= HELD else None
         return one
 
     def finish(self, state: _Digits) -> "Ranked | Order":

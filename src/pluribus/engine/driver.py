@@ -283,7 +283,7 @@ def _run(
     run = Runner(
         plan,
         sink,
-        threads=options.threads or os.cpu_count() or 1,
+        threads=options.threads,
         memory=options.memory,
         allow_nonfinite=options.allow_nonfinite,
         device=options.device,

@@ -23,7 +23,8 @@ TRIES = 3  # workers that may die over one span
 class RayRun:
     """As `Run`, on the cluster that `RAY_ADDRESS` names, the one in use, or a local one.
 
-    `threads` bounds the workers, `memory` the blocks in flight on each machine.
+    `threads` bounds the workers (None: one a processor of the cluster, or one a GPU), `memory` the
+    blocks in flight on each machine.
     """
 
     def __init__(
@@ -31,7 +32,7 @@ class RayRun:
         plan: Plan,
         sink: Sink,
         *,
-        threads: int = 2,
+        threads: int | None = None,
         memory: int = 512 << 20,
         allow_nonfinite: bool = False,
         device: str = "cpu",
@@ -56,7 +57,7 @@ class RayRun:
         self._run = Run(
             plan,
             sink,
-            threads=max(1, min(threads, slots)),
+            threads=max(1, min(threads or slots, slots)),
             memory=memory * nodes,
             worker=worker,
         )

@@ -8,11 +8,12 @@ budget, and each is written to its own place.
 """
 
 import heapq
+import os
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from pluribus.engine.plan import SPAN, Job, Plan
 from pluribus.engine.spans import Done, Task, Worker, single_threaded
 
 
+@runtime_checkable
 class Sink(Protocol):
     """Where merged blocks go."""
 
@@ -85,7 +87,7 @@ class Run:
         plan: Plan,
         sink: Sink,
         *,
-        threads: int = 2,
+        threads: int | None = None,
         memory: int = 512 << 20,
         allow_nonfinite: bool = False,
         device: str = "cpu",
@@ -97,6 +99,7 @@ class Run:
             Worker, plan, sink.write, device=device, allow_nonfinite=allow_nonfinite
         )
         most = max((job.working_bytes for job in plan.jobs if job.block <= 1 << 20), default=1)
+        threads = threads or os.cpu_count() or 1
         self.threads = max(1, min(threads, memory // max(most, 1)))
         self.progress = Progress(0, sum(job.bytes_read * self._passes(job) for job in plan.jobs))
         self._ready: list[tuple[int, int, int, int]] = []  # (late?, job, round, span)
@@ -152,11 +155,11 @@ class Run:
         """Open the next stage's folds, or start merging; queue the spans of the new round."""
         state = self._states[job.index]
         todo = stages(job.merger) if job.merger is not None else ()
-        if not state.active and state.stage < len(todo):
+        if state.active:  # some folds of this stage want the values once more
+            self.progress.total += job.bytes_read
+        elif state.stage < len(todo):
             state.active = dict(todo[state.stage])
-            if state.rounds >= job.passes:
-                self.progress.total += job.bytes_read
-        elif not state.active:
+        else:
             state.merging = True
             if not self.merging:
                 self._round_done(job)
@@ -214,7 +217,6 @@ class Run:
         state = self._states[job.index]
         if hasattr(result, "finish"):
             state.active[name] = result
-            self.progress.total += job.bytes_read
         else:
             del state.active[name]
             state.folded[name] = result

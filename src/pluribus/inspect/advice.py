@@ -143,8 +143,8 @@ def warnings(pool: Pool, model: Tally, names: list[str]) -> list[str]:
     if norms.size > 1 and norms.max() / norms.min() >= UNEVEN:
         longest = labels[int(model.norm.argmax())]
         out.append(
-            f"{longest} moved {norms.max() / norms.min():.1f} times as far as the expert that moved "
-            "least: with equal weights it will dominate a merge"
+            f"{longest} moved {norms.max() / norms.min():.1f} times as far as the expert that "
+            "moved least: with equal weights it will dominate a merge"
         )
     out += _frozen(labels, model) + _types(pool, names) + _configurations(pool)
     return out

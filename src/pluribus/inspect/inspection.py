@@ -21,7 +21,7 @@ from pluribus.inspect.tally import Tally
 
 @dataclass(frozen=True)
 class Inspection:
-    """What `inspect` found. Every figure is a property of a `Tally`: of a tensor, layer or model."""
+    """What `inspect` found. Figures are properties of a `Tally`: a tensor's, layer's or model's."""
 
     base: str
     experts: tuple[str, ...]

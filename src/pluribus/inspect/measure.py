@@ -7,6 +7,7 @@ cut; the second looks at the coordinates beyond the cuts.
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,7 @@ class _Added:
     def finish(self, state: dict) -> tuple[np.ndarray, ...]:
         """Return the sums."""
         blocks = [state[order] for order in sorted(state)]
-        return tuple(sum(parts[1:], start=parts[0]) for parts in zip(*blocks, strict=True))
+        return tuple(reduce(np.add, parts) for parts in zip(*blocks, strict=True))
 
 
 @merger("inspect", paper="arXiv:2405.07813")

@@ -8,6 +8,8 @@ from pluribus.inspect.inspection import Inspection
 from pluribus.inspect.tally import Tally, pairs
 from pluribus.report import (
     aligned,
+    bars,
+    beside,
     clean,
     grouped_bars,
     heatmap,
@@ -57,7 +59,7 @@ def terminal(found: Inspection) -> str:
             f"(needed by none), {model.selfish:.1%} selfish (by one), {model.shared:.1%} shared, "
             f"{model.universal:.1%} universal (by all)"
         )
-    parts.append(aligned(*_layers(found), _FORMS))
+    parts.append(aligned(*_layers(found)))
     parts += [f"warning: {clean(note)}" for note in found.warnings]
     why = "\n".join(f"  - {reason}" for reason in found.advice.reasons)
     parts.append(f"first to try (rule of thumb): {found.advice.text}\n{why}")
@@ -92,51 +94,52 @@ def page(found: Inspection, title: str = "") -> str:
         parts += _relations(found, labels, top)
     parts += _by_layer(found, labels, top)
     parts.append(_by_tensor(found))
-    names = ", ".join(found.experts)
+    names = ", ".join(labels)
     return html_page(title or f"Inspection of {names}", parts, subtitle=told)
 
 
 def _relations(found: Inspection, labels: list[str], top: str) -> list[str]:
     model = found.model
     text = (
-        f"{model.clash:.1%} of the parameters that two experts or more change are pulled both ways, "
-        f"and {model.kept_clash:.1%} of those in any expert's top {top}. Independent experts "
+        f"{model.clash:.1%} of the parameters that two experts or more change are pulled both "
+        f"ways, and {model.kept_clash:.1%} of those in any expert's top {top}. Independent experts "
         "disagree in sign on 50 % of what they share: only more than that is opposition."
     )
     classes = {
-        "catastrophic (needed by none)": [model.catastrophic],
-        "selfish (by one)": [model.selfish],
-        "shared (by several)": [model.shared - model.universal],
-        "universal (by all)": [model.universal],
+        "catastrophic (needed by none)": model.catastrophic,
+        "selfish (by one)": model.selfish,
+        "shared (by several)": model.shared - model.universal,
+        "universal (by all)": model.universal,
     }
     chance = found.density / (2 - found.density)
+    square = (labels, labels)
     return [
         section(
             "How the experts relate",
             text,
-            heatmap("Cosine between task vectors", labels, labels, model.cosine.tolist()),
-            heatmap(
-                "Share of opposite signs, where both changed",
-                labels, labels, model.conflict.tolist(), low=0, form=".2f",
+            beside(
+                heatmap("Cosine between task vectors", *square, model.cosine.tolist()),
+                heatmap(
+                    "Opposite signs, where both changed", *square, model.conflict.tolist(), low=0
+                ),
             ),
-            heatmap(
-                f"Overlap of the largest {top} (Jaccard index; independent experts: {chance:.2f})",
-                labels, labels, model.overlap.tolist(), low=0,
-            ),
-            heatmap(
-                f"Share of opposite signs, where both are among the largest {top}",
-                labels, labels, model.kept_conflict.tolist(), low=0,
+            beside(
+                heatmap(
+                    f"Overlap of the largest {top} (Jaccard; {chance:.2f} by chance)",
+                    *square, model.overlap.tolist(), low=0,
+                ),
+                heatmap(
+                    f"Opposite signs, where both are among the largest {top}",
+                    *square, model.kept_conflict.tolist(), low=0,
+                ),
             ),
         ),
         section(
             "Who needs what",
             f"TALL masks at lambda {found.mask_lambda:g} against the sum of task vectors: a "
-            "parameter is in an expert's mask if the expert's own difference outweighs its distance "
-            "to the sum.",
-            grouped_bars(
-                "Parameters by the number of masks they are in",
-                ["model"], classes, form=".0%", y_label="share of parameters",
-            ),
+            "parameter is in an expert's mask if the expert's own difference outweighs its "
+            "distance to the sum.",
+            bars("Parameters by the number of masks they are in", classes, form=".1%"),
             *([_masks_by_layer(found)] if found.blocks > 1 else []),
         ),
     ]  # fmt: skip
@@ -174,8 +177,8 @@ def _by_layer(found: Inspection, labels: list[str], top: str) -> list[str]:
             "opposite signs there": [_mean(row.kept_conflict) for row in rows],
         }
         parts.append(lines("Agreement between experts", places, shares, x_label="layer"))
-    head, body = _layers(found)
-    return [section("By layer", *parts, table(head, body, _FORMS))]
+    head, body, forms = _layers(found)
+    return [section("By layer", *parts, table(head, body, forms))]
 
 
 def _by_tensor(found: Inspection) -> str:
@@ -202,7 +205,8 @@ def _by_tensor(found: Inspection) -> str:
         rows = sorted(rows, key=lambda row: -row[2])[:MOST]
     forms = {**_FORMS, "norm/base (most)": ".4f", "unchanged (least)": ".1%"}
     lead = "Cosine, overlap and opposite signs are means over pairs of experts."
-    return section("By tensor", *([lead] if several else []), left_out, table(head, rows, forms))
+    told = [*([lead] if several else []), *([left_out] if left_out else [])]
+    return section("By tensor", *told, table(head, rows, forms))
 
 
 def _expert_rows(found: Inspection, tally: Tally) -> list[list]:
@@ -210,21 +214,22 @@ def _expert_rows(found: Inspection, tally: Tally) -> list[list]:
         tally.norm, tally.ratio, tally.unchanged, tally.density, tally.mask_share, tally.kept_energy
     )  # fmt: skip
     return [
-        [label, *(float(column[i]) for column in columns)] for i, label in enumerate(found.experts)
+        [label, *(float(column[i]) for column in columns)]
+        for i, label in enumerate(_short(found.experts))
     ]
 
 
 def _pair_rows(found: Inspection, tally: Tally) -> list[list]:
-    rows = []
-    for i, one in enumerate(found.experts):
+    rows, labels = [], _short(found.experts)
+    for i, one in enumerate(labels):
         for j in range(i):
             matrices = (tally.cosine, tally.conflict, tally.overlap, tally.kept_conflict)
             figures = (float(matrix[i, j]) for matrix in matrices)
-            rows.append([f"{found.experts[j]} – {one}", *figures])
+            rows.append([f"{labels[j]} – {one}", *figures])
     return rows
 
 
-def _layers(found: Inspection) -> tuple[list[str], list[list]]:
+def _layers(found: Inspection) -> tuple[list[str], list[list], dict[str, str]]:
     labels = _short(found.experts)
     ratios = [f"norm/base {label}" for label in labels]
     several = len(labels) > 1
@@ -233,14 +238,14 @@ def _layers(found: Inspection) -> tuple[list[str], list[list]]:
         head += ["cosine", "overlap", "opposite in tops", "any conflict", "catastrophic", "selfish"]
     rows = []
     for label, tally in found.layers.items():
-        row: list = [label, tally.size, *(round(float(ratio), 4) for ratio in tally.ratio)]
+        row: list = [label, tally.size, *map(float, tally.ratio)]
         if several:
             row += [
                 _mean(tally.cosine), _mean(tally.overlap), _mean(tally.kept_conflict),
                 tally.kept_clash, tally.catastrophic, tally.selfish,
             ]  # fmt: skip
         rows.append(row)
-    return head, rows
+    return head, rows, {**_FORMS, **dict.fromkeys(ratios, ".4f")}
 
 
 def _mean(matrix: np.ndarray) -> float | None:

@@ -1,8 +1,10 @@
-"""What `inspect` counts in one block: signs and masks as bits, pairs of experts by population count.
+"""What `inspect` counts in a block: signs and masks as bits, pairs of experts by population count.
 
 Chunks stay in the first cache. A chunk's flags are written as bytes, packed into words of 64 bits,
 and every pair of experts then costs a few operations for 64 coordinates.
 """
+
+from typing import Any, cast
 
 import numba as nb
 import numpy as np
@@ -14,7 +16,6 @@ WORDS = CHUNK // 64
 _EIGHT = np.uint64(0x0102040810204080)  # gathers the lowest bits of eight bytes in the top byte
 
 
-@intrinsic
 def _ones(typingctx, word):
     """Count the bits set in a word."""
 
@@ -22,6 +23,9 @@ def _ones(typingctx, word):
         return builder.ctpop(arguments[0])
 
     return types.uint64(types.uint64), emit
+
+
+ones = cast(Any, intrinsic(_ones))
 
 
 @nb.njit(nogil=True, cache=True)
@@ -43,12 +47,12 @@ def _signs(plus, minus, nonzero, both, opposed, some):
     t = plus.shape[0]
     for i in range(t):
         for w in range(WORDS):
-            nonzero[i] += _ones(plus[i, w] | minus[i, w])
+            nonzero[i] += ones(plus[i, w] | minus[i, w])
         for j in range(i):
             for w in range(WORDS):
                 p, m, q, n = plus[i, w], minus[i, w], plus[j, w], minus[j, w]
-                both[i, j] += _ones((p | m) & (q | n))
-                opposed[i, j] += _ones((p & n) | (m & q))
+                both[i, j] += ones((p | m) & (q | n))
+                opposed[i, j] += ones((p & n) | (m & q))
     for w in range(WORDS):
         one, two = np.uint64(0), np.uint64(0)
         up, down = np.uint64(0), np.uint64(0)
@@ -58,9 +62,9 @@ def _signs(plus, minus, nonzero, both, opposed, some):
             one |= here
             up |= plus[i, w]
             down |= minus[i, w]
-        some[0] += _ones(one)
-        some[1] += _ones(two)
-        some[2] += _ones(up & down)
+        some[0] += ones(one)
+        some[1] += ones(two)
+        some[2] += ones(up & down)
 
 
 @nb.njit(nogil=True, cache=True)
@@ -72,13 +76,13 @@ def _masks(masks, sizes, classes):
         one, two, all_of = np.uint64(0), np.uint64(0), ~np.uint64(0)
         for i in range(t):
             here = masks[i, w]
-            sizes[i] += _ones(here)
+            sizes[i] += ones(here)
             two |= one & here
             one |= here
             all_of &= here
-        classes[0] += _ones(one)
-        classes[1] += _ones(two)
-        classes[2] += _ones(all_of)
+        classes[0] += ones(one)
+        classes[1] += ones(two)
+        classes[2] += ones(all_of)
 
 
 # Sums may be reordered to fill vector registers: a report needs no bits that all processors share.
@@ -207,7 +211,7 @@ def survey(base, experts, mask_lambda, sums, counts, both, opposed):
 
 @nb.njit(nogil=True, cache=True)
 def supports(base, experts, cut, spare, sums, counts, both, opposed):
-    """Measure the largest elements: those above `cut` (t,), and `spare` (t,) of those that equal it.
+    """Measure the largest elements: those above `cut` (t,), and `spare` (t,) of those equal to it.
 
     `sums` (t,): their squared norms; `counts` (t + 3): sizes and `some` of `_signs`. Zeros are in
     no support. Uses up `spare`.

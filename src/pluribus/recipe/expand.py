@@ -142,7 +142,7 @@ class _Method:
         key = tuple(values.items())
         if key not in self._built:
             try:
-                self._built[key] = MERGERS.build(self.name, values)
+                self._built[key] = self.cls(**values)
             except InputError as error:
                 raise RecipeError(f"{self.recipe.where}: {error} (tensor {item.name})") from None
         return self._built[key]

@@ -149,19 +149,20 @@ def lay_out(sections: Sequence[Section], reference: Weights, lookup: Lookup) -> 
     notes: list[str] = []
     lacks: dict[str, list[str]] = defaultdict(list)
     for section in sections:
-        families, outside = _own(section, sections, owner)
+        families, outside = _own(section, owner)
+        first = section.slices[0]
         sliced = len(section.slices) > 1 or any(
             part.layer_range is not None for s in section.slices for part in s.parts
         )
         if sliced and len(families) > 1:
             raise RecipeError(
-                f"{section.slices[0].where}: this model has {len(families)} families of layers "
+                f"{first.where}: this model has {len(families)} families of layers "
                 f"({listing(families)}), so a layer_range is ambiguous; name each in modules:"
             )
         if sliced and not families:
             raise RecipeError(
-                f"{section.slices[0].where}: no numbered layers were found in "
-                f"{section.slices[0].parts[0].model}, so there is nothing to slice"
+                f"{first.where}: no numbered layers were found in {first.parts[0].model}, so "
+                "there is nothing to slice"
             )
         found = [*_outside(section, outside, tail=False, lookup=lookup, lacks=lacks, notes=notes)]
         for family in families:
@@ -256,9 +257,7 @@ def _owners(sections: Sequence[Section], reference: Weights) -> dict[str, str]:
     return owner
 
 
-def _own(
-    section: Section, sections: Sequence[Section], owner: Mapping[str, str]
-) -> tuple[list[str], list[str]]:
+def _own(section: Section, owner: Mapping[str, str]) -> tuple[list[str], list[str]]:
     """Return the families and outside tensors of a module, in the order of its first model."""
     families: dict[str, None] = {}
     outside: dict[str, None] = {}

@@ -151,7 +151,8 @@ class AlignedRows(Source):
 
     def _pad(self) -> Float[np.ndarray, " d"]:
         """Return the mean of all rows that are not padding, from one pass over them."""
-        if self._padding is None:
+        padding = self._padding
+        if padding is None:
             total = np.zeros(self.width)
             count = 0
             for first in range(0, self.spec.shape[0], ROWS_AT_ONCE):
@@ -167,8 +168,8 @@ class AlignedRows(Source):
                     block[row] = self._mean(first + int(row))
                 total += block[real].sum(0)
                 count += int(real.sum())
-            self._padding = (total / max(count, 1)).astype(self._wide)
-        return self._padding
+            padding = self._padding = (total / max(count, 1)).astype(self._wide)
+        return padding
 
     @property
     def fingerprint(self) -> str:

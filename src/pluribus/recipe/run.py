@@ -407,15 +407,16 @@ def run(
     options = options or Options()
     promised = plan(recipes, allow_crimes=allow_crimes)
     target = None if out is None else Path(out).expanduser()
-    if target is not None and len(promised) == 1 and options.overwrite:
-        _refuse_inputs(promised[0], target)
+    if target is not None and options.overwrite:
+        for promise in promised:
+            _refuse_inputs(promise, target)
     if target is not None and options.resume:
         done = provenance.plan_of(target)
         if done is not None and done == promised[-1].plan.digest():
             if on_plan is not None:
                 on_plan(promised[-1])
-            notes = tuple(dict.fromkeys(note for each in promised for note in each.warnings))
-            return Result(Weights.open(target), 0.0, 0, 0, True, target, notes)
+            told = tuple(dict.fromkeys(note for each in promised for note in each.warnings))
+            return Result(Weights.open(target), 0.0, 0, 0, True, target, told)
     workshop = _Workshop()
     kept = _stages_folder(target, stages_dir) if len(promised) > 1 else None
     result = None

@@ -23,7 +23,6 @@ from pydantic import (
     Field,
     PrivateAttr,
     ValidationError,
-    ValidationInfo,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -58,15 +57,12 @@ class Strict(BaseModel):
             hint = nearest(str(key), known)
             if key in COMMON and "parameters" in known:
                 hint = f" {key} is a parameter: write it under 'parameters:'."
-            raise PydanticCustomError(
-                "unknown_key",
-                f"unknown key {key!r}; there are: {', '.join(known)}.{hint}",
-                {"key": key},
-            )
+            said = f"unknown key {key!r}; there are: {', '.join(known)}.{hint}"
+            raise PydanticCustomError("unknown_key", "{said}", {"key": key, "said": said})
         return value
 
 
-def _reference(value: Any, info: ValidationInfo) -> Any:
+def _reference(value: Any, info: Any) -> Any:
     """Read text as a path beside the recipe if there is one, before `@` and `+` mean anything."""
     folder = (info.context or {}).get("folder")
     if not isinstance(value, str):
@@ -93,7 +89,8 @@ def _settings(value: Any) -> dict[str, settings.Setting]:
         try:
             out[str(name)] = settings.parse(setting)
         except ValueError as error:
-            raise PydanticCustomError("setting", f"{name}: {error}", {"key": name}) from None
+            said = f"{name}: {error}"
+            raise PydanticCustomError("setting", "{said}", {"key": name, "said": said}) from None
     return out
 
 

@@ -104,7 +104,7 @@ def evaluate(
             if condition.filter in (None, "*") or condition.filter in tensor:
                 return evaluate(condition.value, tensor, t, read)
         return None
-    values = [read(value) for value in setting]
+    values: list[Any] = [read(value) for value in setting]
     place = t * (len(values) - 1)
     first = int(place)
     if any(isinstance(value, bool | str) for value in values):

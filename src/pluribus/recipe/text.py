@@ -47,6 +47,7 @@ def documents(text: str, where: str = "recipe") -> list[Document]:
     try:
         while loader.check_node():
             node = loader.get_node()
+            assert node is not None
             lines: dict[Path, int] = {}
             _check(node, where, {}, set())
             _note(node, (), lines)

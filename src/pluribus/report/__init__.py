@@ -7,13 +7,14 @@ Every text is escaped, so names from other people's models are safe in it.
 """
 
 from pluribus.report.charts import bars, grouped_bars, heatmap, lines, scatter
-from pluribus.report.html import Html, notes, page, save, section, table, text
+from pluribus.report.html import Html, beside, notes, page, save, section, table, text
 from pluribus.report.terminal import aligned, clean, number
 
 __all__ = [
     "Html",
     "aligned",
     "bars",
+    "beside",
     "clean",
     "grouped_bars",
     "heatmap",

@@ -66,13 +66,20 @@ def table(
         cells = []
         for i, (name, value) in enumerate(zip(header, row, strict=True)):
             shown = html.escape(number(value, forms.get(name, "")))
-            key = f' data-v="{float(value):.9g}"' if right[i] and shown != "–" else ""
+            key = ""
+            if value is not None and right[i] and shown != "–":
+                key = f' data-v="{float(value):.9g}"'
             tag = 'th scope="row"' if i == 0 and not right[0] else "td"
             cells.append(f"<{tag}{marks[i]}{key}>{shown}</{tag[:2]}>")
         lines.append(f"<tr>{''.join(cells)}</tr>")
     told = f"<caption>{escape(caption)}</caption>" if caption else ""
     body = f"<thead><tr>{heads}</tr></thead><tbody>{''.join(lines)}</tbody>"
     return scrolling(f"<table>{told}{body}</table>", caption or "table")
+
+
+def beside(*parts: Html) -> Html:
+    """Put small figures side by side, as many as there is room for."""
+    return Html(f'<div class="beside">{"".join(parts)}</div>')
 
 
 def scrolling(markup: str, label: str) -> Html:
@@ -173,6 +180,9 @@ th[aria-sort=ascending] button::after { content: " \\2191"; color: var(--ink); }
 th[aria-sort=descending] button::after { content: " \\2193"; color: var(--ink); }
 figure { margin: 1.4rem 0; }
 figcaption { font-weight: 600; margin-bottom: .2rem; }
+.beside { display: flex; flex-wrap: wrap; gap: 0 2rem; align-items: flex-end; }
+.beside figure { max-width: 100%; }
+.beside figcaption { max-width: 24rem; }
 figure .wide { margin: .2rem 0; }
 svg.chart { display: block; height: auto; min-width: 38rem; max-width: 100%;
   font: 12px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }

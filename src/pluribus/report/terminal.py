@@ -25,7 +25,8 @@ def number(value: Value, form: str = "") -> str:
         return "yes" if value else "no"
     if not form:
         return str(value) if isinstance(value, int) else f"{value:.4g}"
-    return format(value, form)
+    shown = format(value, form)
+    return shown.replace("-", "") if shown.strip("-0.%") == "" else shown
 
 
 def numeric(values: Sequence[Value]) -> bool:

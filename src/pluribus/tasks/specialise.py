@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -114,7 +115,7 @@ def train_base(
     base = drawn(encoder, generator(seed, "base", "init"))
     heads = {
         name: drawn(
-            skeleton(lambda n=len(task.classes): nn.Linear(plan.width, n)),
+            skeleton(partial(nn.Linear, plan.width, len(task.classes))),
             generator(seed, name, "head"),
         )
         for name, task in tasks.items()

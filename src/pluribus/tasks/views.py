@@ -5,9 +5,9 @@ its quadrants shuffled, over photographs (pixelwise max), and scikit-learn's dig
 28x28, upright and rotated by 180 degrees. `demo8` looks at the embedded 8x8 digits alone, so that
 it needs no file; its last two views are rot180 and transposed.
 
-A view maps images (b, h, w) in [0, 1] to the same. Every set is first dealt, once per seed, into a
-pool for training and one for validation, and test images come from the set's own test split: no
-image a task trains on is validated or tested on in another task.
+A view maps images (b, h, w) in [0, 1] to the same. All views of a set look at the same images:
+those are dealt once per seed into training and validation, and test images come from the set's own
+test split, so no image that one task trains on is validated or tested on in another.
 
 Differs from the page: backgrounds are 28x28 crops of CIFAR-10 (grey), not of scikit-learn's two
 sample photographs, which the package doesn't carry; in `demo8` they are smooth random textures.
@@ -155,10 +155,10 @@ def merge8(seed: int, sizes: Sizes = Sizes(1500, 500, 500)) -> dict[str, TaskDat
         "flipped": flipped,
         "shuffled": shuffled,
     }
-    tasks = {name: written.deal(name, view, sizes, seed) for name, view in plain.items()}
-    tasks["background"] = written.deal("background", identity, sizes, seed, walls)
-    tasks["digits"] = printed.deal("digits", identity, sizes, seed)
-    tasks["digits-rot180"] = printed.deal("digits-rot180", rot180, sizes, seed)
+    tasks = {name: written.deal(name, view, sizes) for name, view in plain.items()}
+    tasks["background"] = written.deal("background", identity, sizes, walls)
+    tasks["digits"] = printed.deal("digits", identity, sizes)
+    tasks["digits-rot180"] = printed.deal("digits-rot180", rot180, sizes)
     return tasks
 
 
@@ -174,50 +174,44 @@ def demo8(seed: int, sizes: Sizes = Sizes(1077, 360, 360)) -> dict[str, TaskData
         "flipped": flipped,
         "shuffled": shuffled,
     }
-    tasks = {name: deck.deal(name, view, sizes, seed) for name, view in plain.items()}
-    tasks["background"] = deck.deal("background", identity, sizes, seed, walls)
-    tasks["rot180"] = deck.deal("rot180", rot180, sizes, seed)
-    tasks["transposed"] = deck.deal("transposed", transposed, sizes, seed)
+    tasks = {name: deck.deal(name, view, sizes) for name, view in plain.items()}
+    tasks["background"] = deck.deal("background", identity, sizes, walls)
+    tasks["rot180"] = deck.deal("rot180", rot180, sizes)
+    tasks["transposed"] = deck.deal("transposed", transposed, sizes)
     return tasks
 
 
 @dataclass(frozen=True, eq=False)
 class Deck:
-    """The images of one set in three pools that share none; tasks are dealt from it."""
+    """The images of one set in three shuffled pools that share none."""
 
     pools: dict[str, tuple[Images, Int[Tensor, " b"]]]
     classes: tuple[str, ...]
 
     def deal(
-        self,
-        name: str,
-        view: View,
-        sizes: Sizes,
-        seed: int,
-        walls: dict[str, Images] | None = None,
+        self, name: str, view: View, sizes: Sizes, walls: dict[str, Images] | None = None
     ) -> TaskData:
-        """Draw a task's images from the pools, in an order of its own, and look at them."""
+        """Return a task that looks at the first images of each pool, as every other task does."""
         splits = []
         for split, most in sizes._asdict().items():
             x, y = self.pools[split]
-            drawn = torch.randperm(len(x), generator=generator(seed, name, split))[:most]
-            seen = view(x[drawn])
+            seen = view(x[:most])
             if walls is not None:
                 seen = over(seen, walls[split][: len(seen)])
-            splits.append(Split(seen.flatten(1).contiguous(), y[drawn]))
+            splits.append(Split(seen.flatten(1), y[:most]))
         return TaskData(name, *splits, self.classes)
 
 
 def _deck(found: ImageSet, side: int, seed: int, name: str) -> Deck:
-    """Deal a quarter of the training images into the validation pool."""
-    order = torch.randperm(len(found.x_train), generator=generator(seed, name, "pools"))
-    quarter = -(-len(order) // 4)
-    x = resized(grey(found.x_train, found.peak), side)
-    y = torch.from_numpy(found.y_train).long()
-    test = (resized(grey(found.x_test, found.peak), side), torch.from_numpy(found.y_test).long())
+    """Shuffle both splits, and set a quarter of the training images aside for validation."""
+    x, y = resized(grey(found.x_train, found.peak), side), torch.from_numpy(found.y_train).long()
+    order = torch.randperm(len(x), generator=generator(seed, name, "train"))
+    val, train = order[: -(-len(x) // 4)], order[-(-len(x) // 4) :]
+    x_test, y_test = resized(grey(found.x_test, found.peak), side), torch.from_numpy(found.y_test)
+    test = torch.randperm(len(x_test), generator=generator(seed, name, "test"))
     pools = {
-        "train": (x[order[quarter:]], y[order[quarter:]]),
-        "val": (x[order[:quarter]], y[order[:quarter]]),
-        "test": test,
+        "train": (x[train], y[train]),
+        "val": (x[val], y[val]),
+        "test": (x_test[test], y_test.long()[test]),
     }
     return Deck(pools, found.classes)

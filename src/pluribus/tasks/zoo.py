@@ -13,7 +13,7 @@ import inspect
 import pkgutil
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from types import ModuleType
 from typing import Literal
 
@@ -40,10 +40,10 @@ class Zoo:
 
     name: str
     seed: int
-    base: dict[str, Tensor]
-    experts: dict[str, dict[str, Tensor]]
-    heads: dict[str, dict[str, Tensor]]  # frozen: base and experts share them
-    tasks: dict[str, TaskData]
+    base: dict[str, Tensor] = field(repr=False)
+    experts: dict[str, dict[str, Tensor]] = field(repr=False)
+    heads: dict[str, dict[str, Tensor]] = field(repr=False)  # frozen, shared by all
+    tasks: dict[str, TaskData] = field(repr=False)
     model: Callable[[], nn.Module]  # makes the encoder whose weights `base` and `experts` are
 
     @functools.cached_property

@@ -2,7 +2,7 @@
 
 Marczak et al., ECCV 2024, https://arxiv.org/abs/2407.06322.
 
-    values_t of the t with the largest |values_t|, the first of equals     (t, n) -> (n,)
+    values_t of the t with the largest |values_t|, the last of equals     (t, n) -> (n,)
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from pluribus.core.arrays import Array, Float, namespace
 from pluribus.core.chain import step
 
 
-@step("max", kind="combine", paper="arXiv:2407.06322")
+@step("max", kind="combine", paper="arXiv:2407.06322", ordered=True)
 @dataclass(frozen=True, kw_only=True)
 class Max:
     """Largest update."""
@@ -21,5 +21,5 @@ class Max:
         xp = namespace(values)
         best = values[0]
         for row in values[1:]:
-            best = xp.where(abs(row) > abs(best), row, best)
+            best = xp.where(abs(row) >= abs(best), row, best)
         return best

@@ -1,0 +1,85 @@
+"""Write the generated parts of README and docs: `python -m pluribus.docs`, or `--check` them.
+
+A generated part stands between `<!-- name -->` and `<!-- /name -->`.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from pluribus import catalogue, claims
+
+RESULTS = Path("benchmarks/results")
+
+
+def speed() -> str:
+    """Return the table of the stored benchmark runs."""
+    lines = [
+        "| size | method | pluribus | mergekit | ratio | pluribus peak | mergekit peak | over the floor |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for path in sorted(RESULTS.glob("merge_speed_*.json"), key=_size):
+        for row in json.loads(path.read_text())["rows"]:
+            peer = [f"{row['mergekit_s']:.1f} s", f"**{row['ratio']:.0f}×**"]
+            lines.append(
+                f"| {row['size']:g} B | {row['method']} | {row['pluribus_s']:.2f} s | {peer[0]} | "
+                f"{peer[1]} | {row['pluribus_peak_mb']:.0f} MB | {row['mergekit_peak_mb']:.0f} MB | "
+                f"{row['pluribus_s'] / row['floor_s']:.1f}× |"
+                if "mergekit_s" in row
+                else f"| {row['size']:g} B | {row['method']} | {row['pluribus_s']:.2f} s | – | – | "
+                f"{row['pluribus_peak_mb']:.0f} MB | – | {row['pluribus_s'] / row['floor_s']:.1f}× |"
+            )
+    return "\n".join(lines)
+
+
+def _size(path: Path) -> float:
+    return json.loads(path.read_text())["rows"][0]["size"]
+
+
+def pages() -> str:
+    """Return one section a method from its own docstring."""
+    parts = ["Generated from the methods' docstrings; `pluribus methods show NAME` prints the same."]
+    for card in catalogue.cards():
+        body = card.text().replace("```", "")
+        parts.append(f"## {card.facts.name}\n\n```\n{body}\n```")
+    return "\n\n".join(parts)
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "methods": catalogue.markdown,
+    "claims": lambda: claims.markdown(RESULTS / "claims"),
+    "speed": speed,
+    "pages": pages,
+}
+
+
+def generated(text: str) -> str:
+    """Return a document with its generated parts made anew."""
+    for name, make in PARTS.items():
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        if pattern.search(text):
+            body = make()
+            text = pattern.sub(lambda found, body=body: f"{found[1]}{body}\n{found[2]}", text)
+    return text
+
+
+def main() -> int:
+    """Write or check README.md and docs/*.md; return 1 if a check finds one out of date."""
+    check = "--check" in sys.argv[1:]
+    stale = []
+    for path in [Path("README.md"), *sorted(Path("docs").glob("*.md"))]:
+        old = path.read_text()
+        new = generated(old)
+        if new != old:
+            stale.append(str(path))
+            if not check:
+                path.write_text(new)
+    if stale:
+        print(f"{'out of date' if check else 'written'}: {', '.join(stale)}")
+    return 1 if stale and check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
