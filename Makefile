@@ -36,7 +36,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 
 types: setup
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 docs: setup  ## write the generated parts of README and docs anew
 	$(BIN)/python -m pluribus.docs

@@ -9,6 +9,7 @@ write the output once with plain system calls. Nothing else should run on the ma
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import shutil
@@ -160,7 +161,14 @@ def main() -> None:
     options = arguments.parse_args()
     folder = (options.dir / f"{options.size}B").resolve()
     if not (folder / "done").exists():
-        generate(folder, options.size)
+        # In a process of its own: children inherit the peak memory of the one that starts them.
+        maker = multiprocessing.get_context("spawn").Process(
+            target=generate, args=(folder, options.size)
+        )
+        maker.start()
+        maker.join()
+        if maker.exitcode:
+            raise SystemExit(f"generating {folder} failed")
         (folder / "done").touch()
     inputs = [folder / name / "model.safetensors" for name in ("base", "e0", "e1", "e2")]
     rows = []

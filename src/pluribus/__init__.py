@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from pluribus.core.chain import parse as chain
     from pluribus.core.pool import Pool
     from pluribus.core.weights import Weights
-    from pluribus.engine.driver import Options, merge_tensors
+    from pluribus.engine.driver import Options, merge, merge_tensors
     from pluribus.interpolate import interpolate, path
+    from pluribus.scale import search_scale
 
 _WHERE = {
     "Options": "pluribus.engine.driver:Options",
@@ -25,6 +26,7 @@ _WHERE = {
     "interpolate": "pluribus.interpolate:interpolate",
     "merge_tensors": "pluribus.engine.driver:merge_tensors",
     "path": "pluribus.interpolate:path",
+    "search_scale": "pluribus.scale:search_scale",
 }
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "merge",
     "merge_tensors",
     "path",
+    "search_scale",
 ]
 
 

@@ -16,21 +16,22 @@ RESULTS = Path("benchmarks/results")
 
 def speed() -> str:
     """Return the table of the stored benchmark runs."""
-    lines = [
-        "| size | method | pluribus | mergekit | ratio | pluribus peak | mergekit peak | over the floor |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    head = ("size", "method", "pluribus", "mergekit", "ratio", "pluribus peak", "mergekit peak")
+    lines = ["| " + " | ".join((*head, "over the floor")) + " |", "| --- " * 8 + "|"]
     for path in sorted(RESULTS.glob("merge_speed_*.json"), key=_size):
         for row in json.loads(path.read_text())["rows"]:
-            peer = [f"{row['mergekit_s']:.1f} s", f"**{row['ratio']:.0f}×**"]
-            lines.append(
-                f"| {row['size']:g} B | {row['method']} | {row['pluribus_s']:.2f} s | {peer[0]} | "
-                f"{peer[1]} | {row['pluribus_peak_mb']:.0f} MB | {row['mergekit_peak_mb']:.0f} MB | "
-                f"{row['pluribus_s'] / row['floor_s']:.1f}× |"
-                if "mergekit_s" in row
-                else f"| {row['size']:g} B | {row['method']} | {row['pluribus_s']:.2f} s | – | – | "
-                f"{row['pluribus_peak_mb']:.0f} MB | – | {row['pluribus_s'] / row['floor_s']:.1f}× |"
+            peer = "mergekit_s" in row
+            cells = (
+                f"{row['size']:g} B",
+                row["method"],
+                f"{row['pluribus_s']:.2f} s",
+                f"{row['mergekit_s']:.1f} s" if peer else "–",
+                f"**{row['ratio']:.0f}×**" if peer else "–",
+                f"{row['pluribus_peak_mb']:.0f} MB",
+                f"{row['mergekit_peak_mb']:.0f} MB" if peer else "–",
+                f"{row['pluribus_s'] / row['floor_s']:.1f}×",
             )
+            lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -40,7 +41,7 @@ def _size(path: Path) -> float:
 
 def pages() -> str:
     """Return one section a method from its own docstring."""
-    parts = ["Generated from the methods' docstrings; `pluribus methods show NAME` prints the same."]
+    parts = ["Made from the methods' docstrings; `pluribus methods show NAME` prints the same."]
     for card in catalogue.cards():
         body = card.text().replace("```", "")
         parts.append(f"## {card.facts.name}\n\n```\n{body}\n```")

@@ -1,8 +1,8 @@
 """One arithmetic for numpy and torch: mergers are written once and run on either.
 
 On a CPU the driver hands numpy blocks to a merger (no torch import, single-threaded ufuncs, the
-same bits everywhere); on a GPU it hands torch tensors. `namespace(x)` gives the functions of the array
-API standard for whichever it is.
+same bits everywhere); on a GPU it hands torch tensors. `namespace(x)` gives the functions of the
+array API standard for whichever it is.
 """
 
 import sys
@@ -29,7 +29,7 @@ def is_torch(array: Any) -> bool:
     return not isinstance(array, np.ndarray) and type(array).__module__.split(".")[0] == "torch"
 
 
-def like(values: Any, other: Array) -> Array:
+def like(values: Any, other: Any) -> Any:
     """Return `values` as an array of the kind, device and floating type of `other`."""
     if not is_torch(other):
         return np.asarray(values, other.dtype)

@@ -85,7 +85,7 @@ def values_of(
 
 def _rows(values: Array) -> list[np.ndarray]:
     """Return the rows of (t, ...) values as flat numpy vectors."""
-    flat = values.reshape(values.shape[0], -1)
+    flat: Any = values.reshape(values.shape[0], -1)
     if is_torch(flat):
         flat = flat.detach().cpu().numpy()
     return [np.ascontiguousarray(row) for row in flat]
@@ -442,7 +442,7 @@ class Order:
             for j in range(window.low.shape[1]):
                 low, high = window.low[i, j], window.high[i, j]
                 counts = uncounted if j else state.counts[i, 0]
-                n = within32(row.view(np.uint32), self.signed, low, high, counts, scratch)
+                n = int(within32(row.view(np.uint32), self.signed, low, high, counts, scratch))
                 cells[i].append(scratch[:n].copy())
                 window.held += n
         window.seen[order] = cells
@@ -521,7 +521,8 @@ class Selection(NamedTuple):
         if self.before is None:
             return values >= cut
         spare = self.spare(at, j)
-        keep, tied = values > cut, values == cut
+        keep: Any = values > cut
+        tied: Any = values == cut
         for i in range(values.shape[0]):
             if spare[i] > 0:
                 row = tied[i].reshape(-1)

@@ -113,7 +113,7 @@ def merger(
 
 
 def facts(method: Any) -> Facts:
-    """Return the facts of a merger or its class; an instance's own `grain` goes before its class's."""
+    """Return the facts of a merger or its class; an instance's own `grain` goes first."""
     known = getattr(method, FACTS)
     own = None if isinstance(method, type) else getattr(method, "grain", None)
     return known if own is None else replace(known, grain=own)
@@ -136,8 +136,8 @@ def _checked(cls: type, name: str) -> None:
         for key in values:
             if key not in known:
                 raise InputError(
-                    f"{name} has no parameter {key!r}; it has: {listing(sorted(known), 99) or 'none'}."
-                    + nearest(key, known)
+                    f"{name} has no parameter {key!r}; it has: "
+                    f"{listing(sorted(known), 99) or 'none'}." + nearest(key, known)
                 )
         own_init(self, **{key: _coerce(cls, name, key, value) for key, value in values.items()})
         if own_check is not None:
@@ -145,7 +145,7 @@ def _checked(cls: type, name: str) -> None:
 
     __init__.__doc__ = own_init.__doc__
     __init__.__signature__ = inspect.signature(own_init)  # type: ignore[attr-defined]
-    cls.__init__ = __init__
+    setattr(cls, "__init__", __init__)  # noqa: B010 - a type checker sees `type.__init__` in cls
 
 
 _adapters: dict[tuple[type, str], Any] = {}

@@ -6,7 +6,8 @@ Outsiders join through entry points: `name = "module:Class"` in the group `pluri
 import importlib
 import pkgutil
 from collections.abc import Iterator, Mapping
-from importlib.metadata import entry_points
+from functools import cached_property
+from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import Any
 
@@ -19,26 +20,32 @@ class Registry(Mapping[str, type]):
     def __init__(self, package: str, attribute: str, kind: str = "method") -> None:
         self.package, self.attribute, self.kind = package, attribute, kind
 
+    @cached_property
+    def _points(self) -> dict[str, EntryPoint]:
+        """What other packages have installed; the installed ones do not change while we run."""
+        return {point.name: point for point in entry_points(group=self.package)}
+
     def _package(self) -> ModuleType:
         return importlib.import_module(self.package)
 
+    def _own(self) -> set[str]:
+        files = pkgutil.iter_modules(self._package().__path__)
+        return {file.name for file in files if not file.ispkg and not file.name.startswith("_")}
+
     def __iter__(self) -> Iterator[str]:
-        own = pkgutil.iter_modules(self._package().__path__)
-        names = {file.name for file in own if not file.ispkg and not file.name.startswith("_")}
-        names |= {point.name for point in entry_points(group=self.package)}
-        return iter(sorted(names))
+        return iter(sorted(self._own() | set(self._points)))
 
     def __len__(self) -> int:
         return len(list(iter(self)))
 
     def __contains__(self, name: object) -> bool:
-        return name in set(self)
+        return name in self._points or name in self._own()
 
     def __getitem__(self, name: str) -> type:
         """Return the class registered as `name`. Raises RecipeError with the nearest name."""
-        for point in entry_points(group=self.package, name=name):
-            return point.load()
-        if name.startswith("_") or name not in self:
+        if name in self._points:
+            return self._points[name].load()
+        if name not in self:
             raise RecipeError(
                 f"no {self.kind} is called {name!r}; there are: {', '.join(self)}."
                 + nearest(name, self)

@@ -73,8 +73,8 @@ class Weights(Mapping[str, Any]):
             return what
         if isinstance(what, Mapping) and "model" not in what:
             return cls.of(what, label=label or "state dict")
-        if hasattr(what, "state_dict"):
-            return cls.of(what.state_dict(), label=label or type(what).__name__)
+        if (state := getattr(what, "state_dict", None)) is not None:
+            return cls.of(state(), label=label or type(what).__name__)
         ref = what if isinstance(what, ModelRef) else ModelRef.model_validate(what)
         weights = cls._open_place(ref.model)
         if ref.lora is not None:

@@ -68,7 +68,7 @@ class Reader:
         extras = {name: self._extra(group, job, at) for name, group in job.extras.items()}
         return base, experts, extras
 
-    def encode(self, merged: Array, job: Job) -> np.ndarray:
+    def encode(self, merged: Any, job: Job) -> np.ndarray:
         """Round a merged block to the output's element type; return its bytes."""
         if is_torch(merged):
             merged = merged.detach().to("cpu").numpy()

@@ -2,7 +2,8 @@
 
 Each file is named after the method it serves and is found by that name; it defines
 `fused(merger, base, experts, *, at, **folded) -> array` on float32 numpy blocks, and may define
-`values(merger, fold name, base, experts, *, at, **folded) -> values, `Summed` or None` for its folds.
+`values(merger, fold name, base, experts, *, at, **folded)` for its folds, which returns values, a
+`Summed`, or None where the readable form is to do it.
 The readable form in `pluribus.merge` stays the oracle, and the contract suite holds the two
 together.
 """

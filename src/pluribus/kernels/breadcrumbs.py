@@ -143,10 +143,14 @@ def fused(
         factor = np.array(l1_factors(before, after), np.float32)
     whole = total_weight(merger.weight, t) if merger.normalize and not vote else 1.0
     out = np.empty_like(base)
+    low, low_spare, high, high_spare = _ends(ends, at)
     _block(
         base,
         experts,
-        *_ends(ends, at),
+        low,
+        low_spare,
+        high,
+        high_spare,
         factor,
         np.array(per_expert(merger.weight, t), np.float32),
         vote,

@@ -51,7 +51,19 @@ def _sizes(base, expert):
 
 @nb.njit(nogil=True, cache=True)
 def _block(
-    base, experts, streams, start, density, factor, divide, weight, vote, normalize, whole, scale, out
+    base,
+    experts,
+    streams,
+    start,
+    density,
+    factor,
+    divide,
+    weight,
+    vote,
+    normalize,
+    whole,
+    scale,
+    out,
 ):
     t, n = experts.shape
     zero, one = np.float32(0), np.float32(1)

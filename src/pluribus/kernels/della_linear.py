@@ -82,9 +82,7 @@ def _norm(base, expert, keep):
 
 
 @nb.njit(nogil=True, cache=True)
-def _block(
-    base, experts, keep, chance, divide, factor, weight, vote, normalize, whole, scale, out
-):
+def _block(base, experts, keep, chance, divide, factor, weight, vote, normalize, whole, scale, out):
     t, n = experts.shape
     zero, one = np.float32(0), np.float32(1)
     tau = np.empty((t, CHUNK), np.float32)

@@ -192,14 +192,15 @@ class Deck:
         self, name: str, view: View, sizes: Sizes, walls: dict[str, Images] | None = None
     ) -> TaskData:
         """Return a task that looks at the first images of each pool, as every other task does."""
-        splits = []
+        splits: list[Split] = []
         for split, most in sizes._asdict().items():
             x, y = self.pools[split]
             seen = view(x[:most])
             if walls is not None:
                 seen = over(seen, walls[split][: len(seen)])
             splits.append(Split(seen.flatten(1), y[:most]))
-        return TaskData(name, *splits, self.classes)
+        train, validation, test = splits
+        return TaskData(name, train, validation, test, self.classes)
 
 
 def _deck(found: ImageSet, side: int, seed: int, name: str) -> Deck:
