@@ -156,6 +156,7 @@ def main() -> None:
     arguments.add_argument("--runs", type=int, default=3)
     arguments.add_argument("--peer-runs", type=int, default=1)
     arguments.add_argument("--dir", type=Path, default=Path("bench-data"))
+    arguments.add_argument("--device", default="cpu", help="where pluribus computes")
     arguments.add_argument("--out", type=Path, help="write the results as JSON")
     arguments.add_argument("--keep", action="store_true", help="keep the generated checkpoints")
     options = arguments.parse_args()
@@ -183,7 +184,8 @@ def main() -> None:
             floors.append(timed(command))
             (folder / "floor").unlink()
             shutil.rmtree(out, ignore_errors=True)
-            ours.append(timed([sys.executable, "-m", "pluribus", "merge", str(path), str(out)]))
+            merge = [sys.executable, "-m", "pluribus", "merge", str(path), str(out)]
+            ours.append(timed([*merge, "--device", options.device]))
         for _ in range(options.peer_runs if options.mergekit else 0):
             shutil.rmtree(out, ignore_errors=True)
             peer = [options.mergekit, "-m", "mergekit.scripts.run_yaml", str(path), str(out)]
@@ -231,8 +233,8 @@ def environment(options: argparse.Namespace) -> dict[str, object]:
     from pluribus import __version__
 
     found = {
-        "command": " ".join(["python", "benchmarks/merge_speed.py", *sys.argv[1:]][:2]),
         "size": options.size,
+        "device": options.device,
         "runs": options.runs,
         "processors": os.cpu_count(),
         "machine": platform.machine(),
@@ -241,6 +243,8 @@ def environment(options: argparse.Namespace) -> dict[str, object]:
         "numpy": numpy.__version__,
         "torch": torch.__version__,
     }
+    if options.device != "cpu":
+        found["device"] = torch.cuda.get_device_name(options.device)
     if options.mergekit:
         ask = "import importlib.metadata as m; print(m.version('mergekit'), m.version('torch'))"
         said = subprocess.run([options.mergekit, "-c", ask], capture_output=True, text=True)

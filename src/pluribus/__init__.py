@@ -23,7 +23,6 @@ _WHERE = {
     "Pool": "pluribus.core.pool:Pool",
     "Weights": "pluribus.core.weights:Weights",
     "chain": "pluribus.core.chain:parse",
-    "interpolate": "pluribus.interpolate:interpolate",
     "merge_tensors": "pluribus.engine.driver:merge_tensors",
     "path": "pluribus.interpolate:path",
     "search_scale": "pluribus.scale:search_scale",
@@ -46,8 +45,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     from importlib import import_module
 
-    if name == "merge":  # the package of methods, which is called to merge
-        return import_module("pluribus.merge")
+    if name in ("merge", "interpolate"):  # modules that are called
+        return import_module(f"pluribus.{name}")
     if name not in _WHERE:
         raise AttributeError(f"module 'pluribus' has no attribute {name!r}")
     module, _, attribute = _WHERE[name].partition(":")

@@ -67,31 +67,27 @@ def cards() -> list[Card]:
 
 
 def find(words: Sequence[str]) -> list[Card]:
-    """Return the cards that hold all words, those with them in the name or summary first."""
-    wanted = [word.lower() for word in words]
+    """Return the cards that hold all words, or else the most of them.
 
-    def score(one: Card) -> int | None:
+    Those with the words in their name or summary come first.
+    """
+    wanted = [word.lower() for word in words]
+    scored = []
+    for one in cards():
         head = f"{one.facts.name} {one.facts.summary}".lower()
         body = f"{head} {one.doc} {' '.join(one.parameters)}".lower()
-        if not all(word in body for word in wanted):
-            return None
-        return -sum(word in head for word in wanted)
-
-    scored = [(score(one), one) for one in cards()]
-    return [
-        one
-        for rank, one in sorted(
-            ((rank, one) for rank, one in scored if rank is not None),
-            key=lambda pair: (pair[0], pair[1].facts.name),
-        )
-    ]
+        counts = [sum(word in text for word in wanted) for text in (body, head)]
+        scored.append((*counts, one))
+    most = max((inside for inside, _, _ in scored), default=0)
+    kept = [entry for entry in scored if entry[0] == most and (most or not wanted)]
+    return [one for _, _, one in sorted(kept, key=lambda e: (-e[1], e[2].facts.name))]
 
 
 def table(found: Sequence[Card]) -> str:
     """Return one line a method."""
     width = max((len(one.facts.name) for one in found), default=0)
     lines = [f"{one.facts.name:{width}s}  {one.facts.summary}" for one in found]
-    return "\n".join(lines) or "no method matches; try fewer words"
+    return "\n".join(lines) or "no method has any of these words"
 
 
 def markdown() -> str:

@@ -7,12 +7,16 @@ https://arxiv.org/abs/2307.16184, section 5 (UnIVAL); Rame et al., ICML 2023,
 https://arxiv.org/abs/2212.10445 (ratatouille); Choshen et al. 2022,
 https://arxiv.org/abs/2204.03044 (fusing). Where all models have a tensor the bits are those of the
 merge method `linear`. Everything is lazy: tensors are mixed when they are read.
+
+The module itself is callable: `pluribus.interpolate` is it and its function of that name at once.
 """
 
 import math
+import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from types import ModuleType
 from typing import Any, Literal
 
 import numpy as np
@@ -306,3 +310,14 @@ def fuse(
 ) -> Weights:
     """Average the auxiliary models, and fine-tune the target task from there."""
     return Weights.open(finetune(interpolate(auxiliaries, weights, **options)))
+
+
+class _Callable(ModuleType):
+    """This module, which is also its function `interpolate`."""
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Weights:
+        """Interpolate; see the function."""
+        return interpolate(*arguments, **keywords)
+
+
+sys.modules[__name__].__class__ = _Callable

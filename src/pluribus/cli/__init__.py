@@ -1,13 +1,20 @@
 """The command line: results on stdout, progress on stderr, one line for what went wrong.
 
 A command is one file here that defines `register(app)`; it holds no logic of its own.
+
+Exit codes: 0 done, 1 the input or the output's place is at fault (or a claim fails), 2 bad usage,
+70 a bug of ours, 130 interrupted, 141 nobody reads stdout any more.
 """
 
+import contextlib
 import importlib
+import io
 import os
 import pkgutil
 import sys
-from typing import NoReturn
+import warnings
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 
 def build():
@@ -17,7 +24,6 @@ def build():
     app = typer.Typer(
         name="pluribus",
         help="Out of many, one: merge, compress and compare fine-tuned models.",
-        no_args_is_help=True,
         add_completion=True,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
@@ -34,8 +40,9 @@ def build():
             print(f"pluribus {__version__}")
             raise typer.Exit
 
-    @app.callback()
+    @app.callback(invoke_without_command=True)
     def root(
+        context: typer.Context,
         show: bool = typer.Option(
             False, "--version", callback=version, is_eager=True, help="Print the version and stop."
         ),
@@ -43,26 +50,24 @@ def build():
     ) -> None:
         if debug:
             os.environ["PLURIBUS_DEBUG"] = "1"
+        if context.invoked_subcommand is None:
+            print(context.get_help(), file=sys.stderr)
+            raise typer.Exit(2)
 
     return app
 
 
-def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run the command line; exit 0 on success, 1 on an error of the input, 2 on bad usage."""
-    import click
-
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit with one of the codes above."""
     from pluribus.core.errors import PluribusError
 
+    _open_streams()
+    warnings.showwarning = _show_warning
     try:
-        build()(args=arguments, standalone_mode=False)
+        code = _run(sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()
-    except click.exceptions.Exit as stop:
-        leave(stop.exit_code)
-    except click.ClickException as error:
-        error.show()
-        leave(error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        fail("interrupted; run the same command again to go on", 130)
+    except KeyboardInterrupt:
+        fail("interrupted; run the same command again: a merge goes on where it stopped", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         leave(141)
@@ -75,26 +80,76 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except Exception as error:
         if os.environ.get("PLURIBUS_DEBUG"):
             raise
+        if isinstance(error, OSError) and error.strerror:
+            where = "" if error.filename is None else f"{error.filename}: "
+            fail(f"{where}cannot be read or written: {error.strerror}", 1)
         fail(
             f"internal error: {type(error).__name__}: {error} (run with --debug for the traceback, "
             "and please report it)",
             70,
         )
-    leave(0)
+    leave(code)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code; what it raises goes through as it is.
+
+    Typer's own `main` would turn an interrupt and a closed pipe into exit codes on the way.
+    """
+    import typer
+
+    command = typer.main.get_command(build())
+    if "_PLURIBUS_COMPLETE" in os.environ:  # the shell asks what could be typed next
+        command.main(args=list(arguments), prog_name="pluribus")
+    try:
+        with command.make_context("pluribus", list(arguments)) as context:
+            command.invoke(context)
+    except typer.Exit as stop:
+        return stop.exit_code
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    except Exception as error:
+        told = getattr(error, "format_message", None)  # what a usage error has in every typer
+        if told is None:
+            raise
+        context = getattr(error, "ctx", None)
+        where = "pluribus" if context is None else context.command_path
+        said = told() if told().endswith((".", "?")) else f"{told()}."
+        fail(f"{said} Try: {where} --help", getattr(error, "exit_code", 2))
+    return 0
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    from pluribus.cli._common import warn
+
+    warn(str(message))
+
+
+def _open_streams() -> None:
+    """Give a process that was started with closed streams ones that go nowhere.
+
+    Python has None for them, and the first file that is opened would get their number.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - for as long as we run
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal can't show is no error
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def fail(message: str, code: int) -> NoReturn:
     """Print one line on stderr and exit."""
-    print(f"pluribus: {' '.join(message.split())}", file=sys.stderr)
+    with contextlib.suppress(OSError):
+        print(f"pluribus: {' '.join(message.split())}", file=sys.stderr, flush=True)
     leave(code)
 
 
 def leave(code: int) -> NoReturn:
     """Exit; large imports have nothing to tidy up, so their slow teardown is skipped."""
-    try:
+    with contextlib.suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()
-    finally:
-        if "pytest" not in sys.modules and not os.environ.get("PLURIBUS_DEBUG"):
-            os._exit(code)
-        sys.exit(code)
+    if "pytest" not in sys.modules and not os.environ.get("PLURIBUS_DEBUG"):
+        os._exit(code)
+    sys.exit(code)

@@ -1,12 +1,11 @@
 """`pluribus claims`: measure what the methods claim."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pluribus.cli._common import show_json
+from pluribus.cli._common import Json, Quiet, show_json, steps
 
 
 def register(app: typer.Typer) -> None:
@@ -20,7 +19,8 @@ def claims(
     out: Annotated[Path, typer.Option(help="Folder for the records.")] = Path(
         "benchmarks/results/claims"
     ),
-    as_json: Annotated[bool, typer.Option("--json", help="Print the records as JSON.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Measure headline claims on real data, on several seeds; exit 1 if one fails.
 
@@ -33,11 +33,14 @@ def claims(
         numbers = [int(seed) for seed in seeds.split(",")]
     except ValueError:
         raise InputError(f"--seeds {seeds!r}: give whole numbers such as 0,1,2") from None
+    if min(numbers) < 0 or len(set(numbers)) < len(numbers):
+        raise InputError(f"--seeds {seeds!r}: give each seed once, none below 0")
     for name in names or []:
         registry.load(name)  # a misspelt name is known before an hour of work
+    out.mkdir(parents=True, exist_ok=True)
     outcomes = []
     for name in names or registry.systems():
-        outcome = registry.run(name, numbers, _steps if sys.stderr.isatty() else None)
+        outcome = registry.run(name, numbers, steps(quiet))
         registry.save(outcome, out)
         outcomes.append(outcome)
         if not as_json:
@@ -46,11 +49,6 @@ def claims(
         show_json([outcome.to_dict() for outcome in outcomes])
     if any(outcome.verdict == "fails" for outcome in outcomes):
         raise typer.Exit(1)
-
-
-def _steps(stage: str, done: int, total: int) -> None:
-    end = "\n" if done == total else ""
-    print(f"\r{stage} {done}/{total}", end=end, file=sys.stderr, flush=True)
 
 
 def _text(outcome) -> str:

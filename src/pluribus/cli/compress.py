@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pluribus.cli._common import gigabytes, show_json
+from pluribus.cli._common import Json, Overwrite, Quiet, gigabytes, progress, show_json
 
 
 def register(app: typer.Typer) -> None:
@@ -19,8 +19,9 @@ def compress(
         Path, typer.Argument(help="YAML: method, parameters, base_model, experts {task: model}.")
     ],
     store: Annotated[Path, typer.Argument(help="Folder to write.")],
-    overwrite: Annotated[bool, typer.Option(help="Replace a store that exists.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Keep many experts as one shared part and a little for each.
 
@@ -30,7 +31,10 @@ def compress(
     from pluribus.compress import _recipe
 
     asked = _recipe.load(recipe)
-    made = stores.build(asked.what, asked.base, asked.experts, store, overwrite=overwrite)
+    with progress(f"merging the shared part of {store}", quiet) as bar:
+        made = stores.build(
+            asked.what, asked.base, asked.experts, store, overwrite=overwrite, on_progress=bar
+        )
     _show(store, made.report(), as_json)
 
 
@@ -38,9 +42,10 @@ def expand(
     store: Annotated[Path, typer.Argument(help="A store written by pluribus compress.")],
     task: Annotated[str | None, typer.Argument(help="Whose expert; none lists them.")] = None,
     out: Annotated[Path | None, typer.Argument(help="File or folder to write.")] = None,
-    base: Annotated[Path | None, typer.Option(help="The base model, if it has moved.")] = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace an output that exists.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    base: Annotated[str | None, typer.Option(help="The base model, if it has moved.")] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Write one expert of a store as an ordinary checkpoint, or list what a store holds.
 
@@ -61,11 +66,20 @@ def expand(
         )
     if out is None:
         raise InputError("name the output: pluribus expand STORE TASK OUT")
-    result = copy(found.expand(task), out, overwrite=overwrite)
+    with progress(f"writing {out}", quiet) as bar:
+        result = copy(found.expand(task), out, overwrite=overwrite, on_progress=bar)
     if as_json:
-        show_json({"out": str(out), "task": task, "seconds": round(result.seconds, 3)})
+        show_json(
+            {
+                "out": str(out),
+                "task": task,
+                "seconds": round(result.seconds, 3),
+                "bytes_written": result.bytes_written,
+            }
+        )
     else:
-        print(f"{out}: {task}, {gigabytes(result.weights.nbytes)} in {result.seconds:.1f} s")
+        how = "complete already" if not result.bytes_written else f"{result.seconds:.1f} s"
+        print(f"{out}: {task}, {gigabytes(result.weights.nbytes)} in {how}")
 
 
 def _show(store: Path, report: dict[str, Any], as_json: bool) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from pluribus.cli._common import progress, show_json
+from pluribus.cli._common import Json, Memory, Quiet, Threads, check_page, progress, show_json
 
 
 def register(app: typer.Typer) -> None:
@@ -25,10 +25,10 @@ def inspect(
     html: Annotated[
         Path | None, typer.Option(help="Write a page, for example report.html.")
     ] = None,
-    memory: Annotated[str, typer.Option(help="Budget for blocks in flight.")] = "512MB",
-    threads: Annotated[int | None, typer.Option(help="Default: all processors.", min=1)] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
-    quiet: Annotated[bool, typer.Option(help="No progress bar.")] = False,
+    memory: Memory = "512MB",
+    threads: Threads = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Measure norms, angles, sign conflicts and overlap of fine-tuned models, before a merge.
 
@@ -44,7 +44,8 @@ def inspect(
         base, *models = models
     if not models:
         raise InputError("name the base and at least one expert: pluribus inspect BASE EXPERTS...")
-    with progress("inspecting", quiet or as_json) as bar:
+    check_page(html)
+    with progress("inspecting", quiet) as bar:
         found = run(
             Pool(base, models),
             density=density,

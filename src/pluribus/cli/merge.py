@@ -5,7 +5,17 @@ from typing import Annotated
 
 import typer
 
-from pluribus.cli._common import gigabytes, progress, show_json, warn
+from pluribus.cli._common import (
+    Json,
+    Memory,
+    Overwrite,
+    Quiet,
+    Threads,
+    gigabytes,
+    progress,
+    show_json,
+    warn,
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -20,25 +30,29 @@ def merge(
         Path | None, typer.Argument(help="Folder, or one .safetensors file, to write.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option(help="Show the plan and stop; reads headers only.")
+        bool, typer.Option("--dry-run", help="Show plan, time and memory, and write nothing.")
     ] = False,
-    memory: Annotated[str, typer.Option(help="Budget for blocks in flight.")] = "512MB",
-    threads: Annotated[int | None, typer.Option(help="Default: all processors.", min=1)] = None,
+    memory: Memory = "512MB",
+    threads: Threads = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
-    ray: Annotated[bool, typer.Option(help="Spread the work over a Ray cluster.")] = False,
+    ray: Annotated[bool, typer.Option("--ray", help="Spread the work over a Ray cluster.")] = False,
     max_shard_size: Annotated[str, typer.Option(help="Largest file of the output.")] = "5GB",
     resume: Annotated[bool, typer.Option(help="Go on where a killed run stopped.")] = True,
-    overwrite: Annotated[bool, typer.Option(help="Replace an output that exists.")] = False,
+    overwrite: Overwrite = False,
     check: Annotated[
         bool, typer.Option("--verify", help="Read the output back and check it.")
     ] = False,
     allow_nonfinite: Annotated[
-        bool, typer.Option(help="Accept NaN and infinity in inputs.")
+        bool, typer.Option("--allow-nonfinite", help="Accept NaN and infinity in inputs.")
     ] = False,
-    lenient: Annotated[bool, typer.Option(help="Warn about unknown recipe keys only.")] = False,
-    allow_crimes: Annotated[bool, typer.Option(help="Merge different architectures.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
-    quiet: Annotated[bool, typer.Option(help="No progress bar.")] = False,
+    lenient: Annotated[
+        bool, typer.Option("--lenient", help="Warn about unknown recipe keys only.")
+    ] = False,
+    allow_crimes: Annotated[
+        bool, typer.Option("--allow-crimes", help="Merge different architectures.")
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Merge models by a recipe.
 
@@ -67,11 +81,11 @@ def merge(
         raise InputError(
             "name the output: pluribus merge RECIPE OUT (or --dry-run to see the plan)"
         )
-    with progress(f"merging into {out}", quiet or as_json) as bar:
+    with progress(f"merging into {out}", quiet) as bar:
         result = recipes.run(loaded, out, options, on_progress=bar, allow_crimes=allow_crimes)
     for note in result.warnings:
         warn(note)
-    faults = list(_faults(out)) if check else []
+    faults = _faults(out, quiet) if check else []
     if as_json:
         show_json(
             {
@@ -81,7 +95,7 @@ def merge(
                 "bytes_written": result.bytes_written,
                 "resumed": result.resumed,
                 "warnings": list(result.warnings),
-                "verified": check and not faults,
+                "verified": not faults if check else None,
             }
         )
     else:
@@ -98,13 +112,14 @@ def merge(
 
 def verify(
     path: Annotated[Path, typer.Argument(help="An output of pluribus merge.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Check a merged model against the digests written with it.
 
     Example: pluribus verify merged/
     """
-    faults = list(_faults(path))
+    faults = _faults(path, quiet)
     if as_json:
         show_json({"path": str(path), "faults": dict(faults)})
     elif not faults:
@@ -112,10 +127,11 @@ def verify(
     _raise_faults(path, faults)
 
 
-def _faults(path: Path):
+def _faults(path: Path, quiet: bool) -> list[tuple[str, str]]:
     from pluribus.engine import provenance
 
-    return provenance.verify(path)
+    with progress(f"verifying {path}", quiet) as bar:
+        return list(provenance.verify(path, bar))
 
 
 def _raise_faults(path: Path, faults: list[tuple[str, str]]) -> None:

@@ -11,21 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
 from pluribus.compress import compressor
-from pluribus.core.errors import MissingError, RecipeError, nearest
+from pluribus.core.errors import InputError, MissingError, RecipeError, nearest
 from pluribus.core.refs import ModelRef
-from pluribus.core.weights import Weights
+from pluribus.core.weights import Weights, beside
+from pluribus.recipe.text import Document, documents
 
-
-class _Schema(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-    method: str
-    parameters: dict[str, Any] = Field(default_factory=dict)
-    base_model: Any
-    experts: dict[str, Any]
+KEYS = ("method", "parameters", "base_model", "experts")
 
 
 @dataclass(frozen=True)
@@ -38,35 +30,60 @@ class Compression:
 
 
 def load(path: Path) -> Compression:
-    """Read a compression recipe; paths are relative to its folder.
+    """Read a compression recipe; paths are looked for in its folder first.
 
-    Raises MissingError, or RecipeError naming the key that is wrong.
+    Raises MissingError, or RecipeError naming file, line and key.
     """
+    document = _document(path)
+    table = document.value
+
+    def wrong(key: str, why: str) -> RecipeError:
+        line = document.line((key,))
+        return RecipeError(f"{path}:{line}: {why}" if line else f"{path}: {why}")
+
+    if not isinstance(table, Mapping):
+        raise RecipeError(f"{path}: a recipe is keys with values: {', '.join(KEYS)}")
+    for key in table:
+        if key not in KEYS:
+            near = nearest(str(key), KEYS)
+            raise wrong(key, f"unknown key {key!r}; there are: {', '.join(KEYS)}.{near}")
+    for key in KEYS:
+        if key != "parameters" and table.get(key) is None:
+            raise RecipeError(f"{path}: {key} is missing; a recipe has {', '.join(KEYS)}")
+    experts, parameters = table["experts"], table.get("parameters") or {}
+    if not isinstance(experts, Mapping) or not experts:
+        raise wrong("experts", "experts are task names with their models: {math: math/}")
+    if not isinstance(parameters, Mapping):
+        raise wrong("parameters", "parameters are names with their values: {lambda: l1}")
+    if not isinstance(table["method"], str):
+        raise wrong("method", f"method is a name, not {table['method']!r}")
     try:
-        text = path.read_text("utf-8")
+        what = compressor({"method": table["method"], "parameters": parameters})
+    except (InputError, RecipeError) as error:
+        key = "method" if "compressor" in str(error) else "parameters"
+        raise wrong(key, str(error)) from None
+    opened = {str(task): _open(ref, path.parent, str(task)) for task, ref in experts.items()}
+    return Compression(what, _open(table["base_model"], path.parent, None), opened)
+
+
+def _document(path: Path) -> Document:
+    try:
+        text = path.expanduser().read_text("utf-8")
     except FileNotFoundError:
-        raise MissingError(f"{path}: no such recipe") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: cannot be read ({error})") from None
-    try:
-        table = yaml.safe_load(text)
-        asked = _Schema.model_validate(table)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    except ValidationError as error:
-        fault = error.errors()[0]
-        key = ".".join(map(str, fault["loc"])) or "the recipe"
-        raise RecipeError(
-            f"{path}: {key}: {fault['msg']}; a compression recipe has "
-            f"{', '.join(_Schema.model_fields)}." + nearest(key, _Schema.model_fields)
-        ) from None
-    parameters = {"method": asked.method, "parameters": asked.parameters}
-    what = compressor(parameters)
-    experts = {task: _open(ref, path.parent, task) for task, ref in asked.experts.items()}
-    return Compression(what, _open(asked.base_model, path.parent, None), experts)
+        raise MissingError(f"{path}: no such recipe.{beside(path)}") from None
+    except IsADirectoryError:
+        raise RecipeError(f"{path}: is a folder; a recipe is a YAML file") from None
+    except UnicodeDecodeError:
+        raise RecipeError(f"{path}: not a text file in UTF-8") from None
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read ({error.strerror})") from None
+    found = documents(text, str(path))
+    if len(found) != 1:
+        raise RecipeError(f"{path}: holds {len(found)} YAML documents; a compression recipe is one")
+    return found[0]
 
 
 def _open(ref: Any, folder: Path, label: str | None) -> Weights:
     if isinstance(ref, str) and (folder / ref).exists():
         ref = str(folder / ref)
-    return Weights.open(ModelRef.model_validate(ref), label=label)
+    return Weights.open(ModelRef.of(ref), label=label)

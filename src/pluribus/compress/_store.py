@@ -21,6 +21,7 @@ from pluribus.core.errors import (
     MismatchError,
     MissingError,
     OutputError,
+    PluribusError,
     listing,
     nearest,
 )
@@ -29,6 +30,7 @@ from pluribus.core.source import ArraySource, FileSlice, Source, TensorSpec, fil
 from pluribus.core.weights import Weights
 
 MANIFEST = "store.json"
+UNFINISHED = ".unfinished"  # marks a folder in which a store is being made
 FORMAT = "pluribus-store"
 VERSION = 1
 CHUNK = 1 << 20  # elements read at a time, a multiple of 8
@@ -249,30 +251,60 @@ def check_base(base: Weights, told: Mapping[str, Any], where: Path, verify: bool
 def staged(folder: str | os.PathLike[str], overwrite: bool) -> Iterator[Path]:
     """Give a staging folder beside `folder`; if all goes well it takes its name, whole.
 
-    Raises OutputError if the folder exists and may not be replaced.
+    Only a store is ever replaced. Raises OutputError if the folder exists and may not be replaced,
+    or cannot be written.
     """
-    out = Path(os.path.expanduser(folder))
-    if out.exists() and not overwrite:
-        raise OutputError(f"{out}: exists already; choose another name, or allow overwrite")
-    if not out.parent.is_dir():
-        raise OutputError(f"{out.parent}: no such folder to write {out.name} into; create it")
+    from pluribus.engine.driver import target_of
+    from pluribus.engine.sink import check_parent
+
+    out = target_of(folder)
     stage = out.with_name(out.name + ".partial")
-    shutil.rmtree(stage, ignore_errors=True)
-    stage.mkdir()
+    old = out.with_name(out.name + ".replaced")
+    if _is_store(old) and not out.exists():  # killed between the two renames
+        os.replace(old, out)
+    if out.exists() and not overwrite:
+        raise OutputError(
+            f"{out}: exists already; choose another name, or pass --overwrite to replace it once "
+            "the new store is whole"
+        )
+    for place in (out, stage, old):
+        if place.exists() and not _is_store(place):
+            raise OutputError(
+                f"{place}: is no store, and writing {out.name} would remove it; choose another name"
+            )
+    check_parent(out)
     try:
+        for place in (stage, old):
+            if place.exists():
+                shutil.rmtree(place)
+        stage.mkdir()
+        (stage / UNFINISHED).touch()
         yield stage
+        (stage / UNFINISHED).unlink()
         if out.exists():
-            old = out.with_name(out.name + ".replaced")
             os.replace(out, old)
-            os.replace(stage, out)
-            shutil.rmtree(old) if old.is_dir() else old.unlink()
-        else:
-            os.replace(stage, out)
+        os.replace(stage, out)
+        if old.exists():
+            shutil.rmtree(old)
         for entry in out.iterdir():
             files.refresh(str(entry))
             files.refresh(str(stage / entry.name))
+    except OSError as error:
+        if isinstance(error, PluribusError):
+            raise
+        raise OutputError(f"{out}: cannot be written ({error.strerror or error})") from None
     finally:
-        shutil.rmtree(stage, ignore_errors=True)
+        if _is_store(stage):
+            shutil.rmtree(stage, ignore_errors=True)
+
+
+def _is_store(folder: Path) -> bool:
+    """Return whether a folder is empty, or a store, or the beginning of one, and no model."""
+    if not folder.is_dir():
+        return False
+    names = {entry.name for entry in folder.iterdir()}
+    model = names & {"config.json", "model.safetensors", "model.safetensors.index.json"}
+    return not names or (bool(names & {MANIFEST, UNFINISHED}) and not model)
 
 
 def write_manifest(folder: Path, table: Mapping[str, Any]) -> None:

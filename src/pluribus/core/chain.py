@@ -117,8 +117,9 @@ class Chain:
         return parse(what) if isinstance(what, str) else cls((what,))
 
     def __rshift__(self, other: Any) -> "Chain":
-        more = Chain.of(other).parts if isinstance(other, str | Chain) else (other,)
-        return Chain(self.parts + more)
+        if isinstance(other, str):  # the rest of a chain: steps only
+            return Chain(self.parts + _parts(other, head=False))
+        return Chain(self.parts + (other.parts if isinstance(other, Chain) else (other,)))
 
     def __str__(self) -> str:
         return " >> ".join(text(part) for part in self.parts)
@@ -283,6 +284,10 @@ def parse(source: str) -> Chain:
 
     Raises RecipeError saying what is wrong and where. Nothing is evaluated.
     """
+    return Chain(_parts(source, head=True))
+
+
+def _parts(source: str, *, head: bool) -> tuple[Any, ...]:
     if len(source) > LONGEST:
         raise RecipeError(f"a chain's text may have {LONGEST} characters, not {len(source)}")
     try:
@@ -302,8 +307,8 @@ def parse(source: str) -> Chain:
     parts = []
     for link in links:
         name, values = _link(source, link)
-        parts.append(_named(name, values, head=not parts))
-    return Chain(tuple(parts))
+        parts.append(_named(name, values, head=head and not parts))
+    return tuple(parts)
 
 
 def _link(source: str, node: ast.expr) -> tuple[str, dict[str, Any]]:

@@ -14,7 +14,7 @@ from urllib.parse import quote
 from pluribus.core.errors import InputError, MissingError, NetworkError, PluribusError, need
 from pluribus.core.refs import Place
 from pluribus.core.remote import Patience, Remote, open_url
-from pluribus.core.weights import Weights, shard_names
+from pluribus.core.weights import Weights, beside, shard_names
 
 ENDPOINT = "https://huggingface.co"
 ADAPTER = "adapter_config.json"
@@ -30,7 +30,7 @@ def open_repo(place: Place, *, patience: Patience | None = None) -> Weights:
     local = cached(repo, revision)
     if local is not None:
         return Weights.open({"model": {"path": str(local)}}, label=str(place))
-    _must_be_online(repo, revision)
+    _must_be_online(place)
     endpoint = os.environ.get("HF_ENDPOINT", ENDPOINT).rstrip("/")
     token = os.environ.get("HF_TOKEN") or None
     url = f"{endpoint}/{repo}/resolve/{quote(revision, safe='')}"
@@ -59,7 +59,7 @@ def snapshot(place: Place) -> Path:
     local = cached(repo, revision)
     if local is not None:
         return local
-    _must_be_online(repo, revision)
+    _must_be_online(place)
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
@@ -125,7 +125,15 @@ def cached(repo: str, revision: str) -> Path | None:
     return found if all((found / shard).is_file() for shard in shards) else None
 
 
-def _must_be_online(repo: str, revision: str) -> None:
+def _must_be_online(place: Place) -> None:
+    """Raise MissingError if the hub must not be asked, or is not what was meant."""
+    repo, revision = named(place)
+    path = Path(place.path)
+    if not place.path.startswith("hf://") and path.parent.is_dir():
+        raise MissingError(
+            f"{path}: no such file or folder.{beside(path)} The hub's repository of that name is "
+            f"hf://{repo}"
+        )
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         raise MissingError(
             f"{repo}: no such file or folder here, HF_HUB_OFFLINE is set, and its revision "

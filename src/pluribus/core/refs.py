@@ -7,7 +7,11 @@ Text is sugar: whatever names an existing file or folder is taken as it stands, 
 import os
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from pluribus.core.errors import InputError
+
+EXPECTED = "give a path, an address, org/name, or {model: ..., lora: ...}"
 
 
 class Place(BaseModel):
@@ -38,6 +42,17 @@ class ModelRef(BaseModel):
     model: Place
     lora: Place | None = None
     override_architecture: str | None = None
+
+    @classmethod
+    def of(cls, what: Any) -> "ModelRef":
+        """Read a reference from text, a path or a mapping. Raises InputError for anything else."""
+        try:
+            return cls.model_validate(what)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            why = f"{place}: {first['msg']}" if place else "it is none of these"
+            raise InputError(f"{what!r} is not a model: {EXPECTED} ({why})") from None
 
     @model_validator(mode="before")
     @classmethod

@@ -14,7 +14,14 @@ import numpy as np
 
 from pluribus.core import formats
 from pluribus.core.dtypes import dtype, narrow, numpy_dtype
-from pluribus.core.errors import FormatError, MismatchError, MissingError, listing, nearest
+from pluribus.core.errors import (
+    FormatError,
+    InputError,
+    MismatchError,
+    MissingError,
+    listing,
+    nearest,
+)
 from pluribus.core.formats.safetensors import header_bytes
 from pluribus.core.refs import ModelRef, Place
 from pluribus.core.source import ArraySource, Source, TensorSpec
@@ -75,7 +82,7 @@ class Weights(Mapping[str, Any]):
             return cls.of(what, label=label or "state dict")
         if (state := getattr(what, "state_dict", None)) is not None:
             return cls.of(state(), label=label or type(what).__name__)
-        ref = what if isinstance(what, ModelRef) else ModelRef.model_validate(what)
+        ref = what if isinstance(what, ModelRef) else ModelRef.of(what)
         weights = cls._open_place(ref.model)
         if ref.lora is not None:
             from pluribus.core.lowrank import with_adapter
@@ -109,10 +116,9 @@ class Weights(Mapping[str, Any]):
             from pluribus.core.hub import open_repo
 
             return open_repo(place)
-        near = ""
-        if path.parent.is_dir():
-            near = nearest(path.name, [entry.name for entry in path.parent.iterdir()])
-        raise MissingError(f"{path}: no such file or folder.{near}")
+        if "://" in place.path:
+            raise InputError(f"{place.path}: addresses that are read begin with http, https or hf")
+        raise MissingError(f"{path}: no such file or folder.{beside(path)}")
 
     @classmethod
     def _open_path(cls, path: Path) -> "Weights":
@@ -259,9 +265,12 @@ class Weights(Mapping[str, Any]):
         if path is None or not path.is_file():
             return {}
         try:
-            return json.loads(path.read_text("utf-8"))
-        except ValueError as error:
+            found = json.loads(path.read_text("utf-8"))
+        except (ValueError, RecursionError) as error:
             raise FormatError(f"{path}: not valid JSON ({error})") from None
+        if not isinstance(found, dict):
+            raise FormatError(f"{path}: not a configuration but {type(found).__name__}")
+        return found
 
 
 class Elementwise(Source):
@@ -275,6 +284,13 @@ class Elementwise(Source):
         wide = np.float64 if self.spec.dtype == "F64" else np.float32
         values = self.change(*(part.floats(start, stop, wide) for part in self.parts))
         out[...] = narrow(np.asarray(values, wide), self.spec.kind)
+
+
+def beside(path: Path) -> str:
+    """Return `" Did you mean 'x'?"` for what lies beside a path that isn't there, or nothing."""
+    if not path.parent.is_dir():
+        return ""
+    return nearest(path.name, [entry.name for entry in path.parent.iterdir()])
 
 
 def shard_names(folder: Path) -> dict[str, list[str]]:

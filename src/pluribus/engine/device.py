@@ -17,10 +17,16 @@ class Uploader:
 
         try:
             self.device = torch.device(device.removeprefix("torch:"))
-        except RuntimeError as error:
-            raise InputError(f"device {device!r}: {str(error).splitlines()[0]}") from None
-        if self.device.type == "cuda" and not torch.cuda.is_available():
-            raise InputError(f"device {device!r}: no CUDA device is available here; use cpu")
+        except RuntimeError:
+            raise InputError(f"device {device!r}: expected cpu, cuda or cuda:N") from None
+        if self.device.type == "cuda":
+            count = torch.cuda.device_count()
+            if not torch.cuda.is_available():
+                raise InputError(f"device {device!r}: no CUDA device is available here; use cpu")
+            if (self.device.index or 0) >= count:
+                raise InputError(f"device {device!r}: the last one here is cuda:{count - 1}")
+        elif self.device.type == "meta":
+            raise InputError(f"device {device!r} holds no values; expected cpu, cuda or cuda:N")
         self._pinned: torch.Tensor | None = None
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 

@@ -206,6 +206,7 @@ def execute(
 ) -> Result:
     """Run a plan. `files` are small files to write beside the tensors, by name."""
     began = time.perf_counter()
+    check_options(options)
     if out is None:
         memory = MemorySink(plan)
         progress = _run(plan, memory, options, on_progress)
@@ -218,7 +219,7 @@ def execute(
             plan.bytes_written,
             warnings=notes,
         )
-    path = Path(os.path.expanduser(out))
+    path = target_of(out)
     token = plan.digest()
     if options.resume and provenance.plan_of(path) == token:
         FileSink.tidy(path)
@@ -236,6 +237,9 @@ def execute(
         progress = _run(plan, sink, options, on_progress)
         record = provenance.record(plan, token, sink.digests)
         sink.publish({**provenance.carried(plan, path), **(files or {}), "pluribus.json": record})
+    except BaseException:
+        sink.abandon()
+        raise
     finally:
         sink.close()
     return Result(
@@ -258,8 +262,15 @@ def copy(
 ) -> Result:
     """Write lazy weights (an expert of a store, a difference, a converted file) to disk.
 
-    Streams on all threads, resumes and publishes like a merge. Keywords are Options.
+    Streams on all threads, resumes and publishes like a merge. Keywords are Options. Raises
+    OutputError if it would replace the model folder that the weights are read from.
     """
+    path = target_of(out)
+    if weights.folder is not None and path.exists() and path.samefile(weights.folder):
+        raise OutputError(
+            f"{out}: {weights.label} is read from there, and it would be replaced; choose another "
+            "output"
+        )
     jobs = [
         Job(name, spec, None, None, (weights.source(name),), {}, None, (weights.label,), index)
         for index, (name, spec) in enumerate(weights.spec.items())
@@ -271,6 +282,30 @@ def copy(
     return execute(plan, out, replace(options or Options(), **changes), on_progress)
 
 
+def target_of(out: str | os.PathLike[str]) -> Path:
+    """Return an output as a path with a name of its own. Raises OutputError for the root."""
+    path = Path(os.path.expanduser(out))
+    if path.name in ("", ".."):  # ".", "..", "/"
+        path = path.resolve()
+    if not path.name:
+        raise OutputError(f"{path}: cannot be an output; name a folder or a .safetensors file")
+    return path
+
+
+def check_options(options: Options) -> None:
+    """Raise InputError for options that cannot work, before anything is read or written."""
+    if options.memory < 1_000_000:
+        raise InputError(f"memory budget {options.memory} bytes: give at least 1MB")
+    if options.threads is not None and options.threads < 1:
+        raise InputError(f"threads = {options.threads}: give at least 1")
+    if options.max_shard_size is not None and options.max_shard_size < 1:
+        raise InputError(f"max_shard_size = {options.max_shard_size} bytes: give for example 5GB")
+    if options.device != "cpu" and not options.ray:  # a cluster has devices of its own
+        from pluribus.engine.device import Uploader
+
+        Uploader(options.device)
+
+
 def _run(
     plan: Plan, sink: Any, options: Options, on_progress: Callable[[Progress], None] | None
 ) -> Progress:
@@ -278,8 +313,6 @@ def _run(
         from pluribus.engine.ray_run import RayRun as Runner
     else:
         Runner = Run
-    if options.memory < 1 << 20:
-        raise InputError(f"memory budget {options.memory} bytes: give at least 1MB")
     run = Runner(
         plan,
         sink,

@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from pluribus.core.merger import FACTS
 from pluribus.core.weights import Weights, carried_files
 from pluribus.engine.blocks import OUT
 from pluribus.engine.plan import SPAN, Plan
+from pluribus.engine.run import Progress
 
 NAME = "pluribus.json"
 Digests = Mapping[tuple[int, int], Mapping[str, Sequence[str]]]
@@ -127,7 +128,9 @@ def plan_of(path: Path) -> str | None:
     return None
 
 
-def verify(path: str | Path) -> Iterator[tuple[str, str]]:
+def verify(
+    path: str | Path, on_progress: Callable[[Progress], None] | None = None
+) -> Iterator[tuple[str, str]]:
     """Check an output against its record, tensor by tensor; yield (tensor, fault) for each fault.
 
     Raises MissingError without a record, FormatError for a record that is not one.
@@ -142,9 +145,10 @@ def verify(path: str | Path) -> Iterator[tuple[str, str]]:
         table = json.loads(where.read_bytes())
         tensors: Mapping[str, Any] = table["output"]["tensors"]
         blocks = {name: (int(entry["block"]), entry["digest"]) for name, entry in tensors.items()}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FormatError(f"{where}: not a record of pluribus ({error!r})") from None
     weights = Weights.open(path)
+    progress = Progress(0, weights.nbytes)
     for name in weights.spec:
         if name not in blocks:
             yield name, "is not in the record"
@@ -157,6 +161,9 @@ def verify(path: str | Path) -> Iterator[tuple[str, str]]:
         for start in range(0, source.spec.size, block):
             raw = source.load(start, min(start + block, source.spec.size))
             joined.update(xxhash.xxh3_128_hexdigest(memoryview(raw)).encode())
+            progress.done += raw.nbytes
+            if on_progress is not None:
+                on_progress(progress)
         if joined.hexdigest() != wanted:
             yield name, "differs from what was written"
 

@@ -74,6 +74,13 @@ class _State:
     rounds: int = 0
 
 
+def threads_of(plan: Plan, threads: int | None, memory: int) -> int:
+    """Return how many threads a plan is worth: those asked for, if there is work and memory."""
+    most = max((job.working_bytes for job in plan.jobs if job.block <= 1 << 20), default=1)
+    spans = sum(-(-job.blocks // SPAN) for job in plan.jobs)
+    return max(1, min(threads or os.cpu_count() or 1, memory // max(most, 1), spans))
+
+
 class Run:
     """One execution of a plan. `run()` returns when every block is in the sink.
 
@@ -98,9 +105,7 @@ class Run:
         self._worker = worker or partial(
             Worker, plan, sink.write, device=device, allow_nonfinite=allow_nonfinite
         )
-        most = max((job.working_bytes for job in plan.jobs if job.block <= 1 << 20), default=1)
-        threads = threads or os.cpu_count() or 1
-        self.threads = max(1, min(threads, memory // max(most, 1)))
+        self.threads = threads_of(plan, threads, memory)
         self.progress = Progress(0, sum(job.bytes_read * self._passes(job) for job in plan.jobs))
         self._ready: list[tuple[int, int, int, int]] = []  # (late?, job, round, span)
         self._lock = threading.Condition()

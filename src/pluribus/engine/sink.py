@@ -75,8 +75,7 @@ class FileSink:
         self.single = out.name.endswith(".safetensors")
         self.stage = out.with_name(out.name + ".partial")
         self._refuse_existing()
-        if not out.parent.is_dir():
-            raise OutputError(f"{out.parent}: no such folder to write {out.name} into; create it")
+        check_parent(out)
         self.shards = self._layout(shard_bytes, metadata)
         self.digests: dict[tuple[int, int], Mapping[str, list[str]]] = {}
         self._offsets: dict[str, tuple[int, int]] = {}
@@ -342,6 +341,12 @@ class FileSink:
             if rest.exists() and not _held(rest / JOURNAL):
                 shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
 
+    def abandon(self) -> None:
+        """After a failure: let go of the files, and remove them if no span was finished."""
+        if not self.digests and self._lock_file is not None:
+            shutil.rmtree(self.stage, ignore_errors=True)
+        self.close()
+
     def close(self) -> None:
         """Let go of the files; what is written stays for a later run."""
         for fd in getattr(self, "_fds", []):
@@ -350,6 +355,15 @@ class FileSink:
         if self._lock_file is not None:
             self._lock_file.close()
             self._lock_file = None
+
+
+def check_parent(out: Path) -> None:
+    """Raise OutputError unless there is a folder to write `out` into."""
+    if out.parent.is_dir():
+        return
+    if out.parent.exists():
+        raise OutputError(f"{out.parent}: is no folder to write {out.name} into; choose another")
+    raise OutputError(f"{out.parent}: no such folder to write {out.name} into; create it")
 
 
 def _is_model(folder: Path) -> bool:

@@ -22,14 +22,19 @@ class Linear:
     weight: PerExpert = 1.0  # relative share of each expert
     normalize: bool = True
 
-    def __call__(self, base: Array | None, experts: Float[Array, "t n"]) -> Float[Array, " n"]:
-        """Average the experts. Raises InputError if normalised weights sum to zero."""
+    def shares(self, experts: Float[Array, "t n"]) -> Float[Array, "t 1"]:
+        """Return the factor of each expert. Raises InputError if they cannot be normalised."""
         weights = column(self.weight, experts)
         if self.normalize:
             total = sum(per_expert(self.weight, experts.shape[0]))
             if abs(total) < 1e-8:
                 raise InputError(f"linear: weights {self.weight} sum to zero; set normalize: false")
             weights = weights / total
+        return weights
+
+    def __call__(self, base: Array | None, experts: Float[Array, "t n"]) -> Float[Array, " n"]:
+        """Average the experts. Raises InputError if normalised weights sum to zero."""
+        weights = self.shares(experts)
         merged = experts[0] * weights[0]
         for expert, weight in zip(experts[1:], weights[1:], strict=True):
             merged = merged + expert * weight

@@ -28,7 +28,8 @@ Config = Mapping[str, Any]
 def architecture(config: Config, override: str | None = None) -> str | None:
     """Return the architecture a configuration names, or None."""
     named = config.get("architectures")
-    return override or (named[0] if named else config.get("model_type"))
+    first = named[0] if isinstance(named, list) and named else config.get("model_type")
+    return override or first
 
 
 def compare(models: Sequence[tuple[str, Config, str | None]], *, allow_crimes: bool) -> list[str]:

@@ -6,22 +6,22 @@ merger is built for each distinct set of them.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
+from pluribus.core.chain import as_merger
 from pluribus.core.depth import depth_map
 from pluribus.core.dtypes import dtype as dtype_of
 from pluribus.core.errors import InputError, MismatchError, RecipeError, listing, nearest
 from pluribus.core.merger import Facts, facts, stages
-from pluribus.core.method import method_of
-from pluribus.core.refs import ModelRef
 from pluribus.core.registry import MERGERS
 from pluribus.core.source import Source, TensorSpec
 from pluribus.core.weights import Weights
 from pluribus.engine.plan import Job, Plan
 from pluribus.recipe import config as configs
+from pluribus.recipe.donor import Opener, donor_of, donor_text
 from pluribus.recipe.layout import Item, Layers, OutSlice, Part, Section, lay_out
 from pluribus.recipe.rows import (
     Rounded,
@@ -33,9 +33,7 @@ from pluribus.recipe.rows import (
 from pluribus.recipe.schema import Entry, Module, Recipe, Slice, SliceSource
 from pluribus.recipe.settings import Parameter, evaluate, parameters_of
 from pluribus.tokenizer import Alignment, align_models, load_vocab, tokenizer_config
-from pluribus.tokenizer.align import VocabIn
 
-Opener = Callable[[ModelRef], Weights]
 # What may differ between tensors although a fold holds for the whole model.
 LOCAL = ("weight", "scale", "lambda")
 
@@ -73,7 +71,7 @@ class _Method:
             self.facts: Facts = facts(self.cls)
             self.parameters = parameters_of(self.cls)
         else:
-            self.whole = method_of(text)
+            self.whole = as_merger(text)
             self.facts, self.parameters = facts(self.whole), {}
         self.name = text
         self._built: dict[Any, Any] = {}
@@ -92,14 +90,15 @@ class _Method:
                     f"{where}: the parameters of a chain stand inside it "
                     f"({self.name}), so {name!r} cannot be set here"
                 )
+            at = self.recipe.lined(where, name)
             if name not in known:
                 raise RecipeError(
-                    f"{where}: {self.name} has no parameter {name!r}; it has: "
+                    f"{at}: {self.name} has no parameter {name!r}; it has: "
                     f"{', '.join(known) or 'none'}.{nearest(name, known)}"
                 )
             if of_model and not (known[name].per_expert or self.alone):
                 raise RecipeError(
-                    f"{where}: {name} of {self.name} is one value for all models; move it to the "
+                    f"{at}: {name} of {self.name} is one value for all models; move it to the "
                     "parameters of the recipe or slice"
                 )
 
@@ -150,14 +149,17 @@ class _Method:
     def _scopes(self, item: Item) -> list[Mapping[str, Any]]:
         return [item.slice_.parameters, item.slice_.module, self.recipe.parameters]
 
-    @staticmethod
     def _look(
-        parameter: Parameter, scopes: Sequence[Mapping[str, Any]], tensor: str, t: float
+        self, parameter: Parameter, scopes: Sequence[Mapping[str, Any]], tensor: str, t: float
     ) -> Any:
         for scope in scopes:
             for name in parameter.names:
                 if name in scope:
-                    value = evaluate(scope[name], tensor, t, parameter.read)
+                    try:
+                        value = evaluate(scope[name], tensor, t, parameter.read)
+                    except RecipeError as error:
+                        where = self.recipe.lined(self.recipe.where, name)
+                        raise RecipeError(f"{where}: {self.name}: {error}") from None
                     if value is not None:
                         return value
         return None
@@ -393,10 +395,11 @@ class _Vocabularies:
         self._matrices: dict[str, list[Source]] = {}
         self._aligned: dict[tuple[str, int], Source] = {}
         self.tokens: Tokens | None = None
-        config = tokenizer_config(recipe.tokenizer, _donor_text(recipe))
+        config = tokenizer_config(recipe.tokenizer, donor_text(recipe))
         if config is None:
             return
         labels = list(models)
+        donor, vocab = donor_of(config.source, labels, open_model)
         vocabs, folders = [], []
         for label, weights in models.items():
             if weights.folder is None:
@@ -407,7 +410,6 @@ class _Vocabularies:
             rows = vocabulary_of(weights).rows
             vocabs.append(load_vocab(weights.folder, label=label, rows=rows))
             folders.append(weights.folder)
-        donor, vocab = _donor(config.source, labels, open_model)
         base = labels.index(str(recipe.base_model)) if recipe.base_model is not None else None
         alignment = align_models(config, vocabs, base=base, donor=vocab)
         self.tokens = Tokens(alignment, tuple(folders), donor)
@@ -474,23 +476,6 @@ class _Vocabularies:
                 found.append(weights.source(name))
             self._matrices[out] = found
         return self._matrices[out]
-
-
-def _donor_text(recipe: Recipe) -> Any:
-    source = recipe.tokenizer_source
-    return source if source is None or isinstance(source, str) else str(source)
-
-
-def _donor(
-    source: Any, labels: Sequence[str], open_model: Opener
-) -> tuple[Path | None, VocabIn | None]:
-    """Return folder and vocabulary of a tokenizer source that takes no part in the merge."""
-    if isinstance(source, str) or str(source) in labels:
-        return None, None
-    folder = open_model(source).folder
-    if folder is None:
-        raise RecipeError(f"tokenizer source {source} is a bare file without a tokenizer")
-    return folder, load_vocab(folder, label=str(source))
 
 
 # -- jobs ------------------------------------------------------------------------------------------

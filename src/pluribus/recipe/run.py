@@ -6,7 +6,6 @@ the recipe, the inputs or the parameters changed: a result is known by the diges
 """
 
 import dataclasses
-import os
 import shutil
 import tempfile
 import weakref
@@ -25,9 +24,10 @@ from pluribus.core.refs import ModelRef, Place
 from pluribus.core.source import Source, TensorSpec
 from pluribus.core.weights import Weights
 from pluribus.engine import provenance
-from pluribus.engine.driver import Options, Result, execute
+from pluribus.engine.driver import Options, Result, check_options, execute, target_of
 from pluribus.engine.plan import Plan
-from pluribus.engine.run import Progress
+from pluribus.engine.run import Progress, threads_of
+from pluribus.recipe.estimate import Stopwatch
 from pluribus.recipe.expand import Expanded, expand
 from pluribus.recipe.files import made_files, without_carried
 from pluribus.recipe.schema import Recipe
@@ -52,12 +52,14 @@ def load(
         return _ordered(recipes)
     text, where = str(source), "recipe"
     path = Path(text).expanduser() if "\n" not in text and len(text) < 4096 else None
-    if path is not None and path.is_file():
+    if path is not None and path.exists() and not path.is_dir():  # also a pipe
         try:
             text, where = path.read_text("utf-8"), str(path)
         except UnicodeDecodeError:
             raise RecipeError(f"{path}: not a text file in UTF-8") from None
         folder = folder or path.resolve().parent
+    elif path is not None and path.is_dir():
+        raise RecipeError(f"{path}: is a folder; a recipe is a YAML file")
     elif path is not None and (isinstance(source, Path) or ": " not in text):
         near = ""
         if path.parent.is_dir():
@@ -306,15 +308,22 @@ def dry_run(
     *,
     allow_crimes: bool = False,
 ) -> dict[str, Any]:
-    """Plan recipes and return all of it as plain values, in the order they would run."""
+    """Plan recipes and return all of it as plain values, in the order they would run.
+
+    Besides headers, it reads a few MB to tell how long a run would take (`seconds`).
+    """
     options = options or Options()
+    check_options(options)
+    watch = Stopwatch(options.device)
     told = []
     for planned in plan(recipes, allow_crimes=allow_crimes):
         entry = describe(planned)
-        threads = options.threads or os.cpu_count() or 1
-        fit = max(1, min(threads, options.memory // max(entry["memory_per_thread"], 1)))
-        told.append(entry | {"threads": fit, "memory": fit * entry["memory_per_thread"]})
-    return {"recipes": told}
+        threads, most = options.threads, entry["memory_per_thread"]
+        threads = threads_of(planned.plan, threads, options.memory)
+        seconds, rate = watch.estimate(planned.plan, threads, options.memory)
+        entry |= {"threads": threads, "memory": max(most, min(threads * most, options.memory))}
+        told.append(entry | {"seconds": float(f"{seconds:.3g}"), "bytes_per_second": round(rate)})
+    return {"recipes": told, "seconds": float(f"{sum(e['seconds'] for e in told):.3g}")}
 
 
 def dry_run_text(told: Mapping[str, Any]) -> str:
@@ -334,7 +343,9 @@ def _entry_text(entry: Mapping[str, Any]) -> str:
         f"  read      {_size(entry['bytes_read'])} in {len(passes)} passes: "
         f"{', '.join(map(_size, passes))}",
         f"  write     {_size(entry['bytes_written'])}",
-        f"  memory    {_size(entry['memory'])} for blocks, {entry['threads']} threads",
+        f"  memory    {_size(entry['memory'])} for blocks, {_threads(entry['threads'])}",
+        f"  time      about {_duration(entry['seconds'])} on {_threads(entry['threads'])}, "
+        f"reading at {_size(entry['bytes_per_second'])}/s",
         f"  seed      {entry['seed']}",
     ]
     if entry["config_changes"]:
@@ -356,6 +367,17 @@ def _entry_text(entry: Mapping[str, Any]) -> str:
         lines.append(f"    {place:<10}{values}  [{listing(group['tensors'], 2)}]")
     lines += [f"  warning: {note}" for note in entry["warnings"]]
     return "\n".join(lines)
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.3g} {unit}"
+    return f"{seconds:.2g} s" if seconds < 100 else f"{seconds:.0f} s"
+
+
+def _threads(count: int) -> str:
+    return "1 thread" if count == 1 else f"{count} threads"
 
 
 def _size(count: float) -> str:
@@ -406,7 +428,7 @@ def run(
     """
     options = options or Options()
     promised = plan(recipes, allow_crimes=allow_crimes)
-    target = None if out is None else Path(out).expanduser()
+    target = None if out is None else target_of(out)
     if target is not None and options.overwrite:
         for promise in promised:
             _refuse_inputs(promise, target)
@@ -461,8 +483,8 @@ def _refuse_inputs(planned: Planned, target: Path) -> None:
     """Raise OutputError if the output would replace a model that the recipe reads."""
     for place in planned.recipe.places:
         ref = located_ref(ModelRef(model=Place(path=place)), planned.recipe.folder)
-        path = Path(ref.model.path).expanduser()
-        if path.exists() and target.exists() and path.samefile(target):
+        path, out = Path(ref.model.path).expanduser().resolve(), target.resolve()
+        if path.exists() and out.exists() and (path == out or out in path.parents):
             raise OutputError(
                 f"{target}: is an input of this recipe and would be replaced; choose another output"
             )

@@ -181,6 +181,7 @@ class Recipe(Strict):
     _folder: Path | None = PrivateAttr(None)
     _where: str = PrivateAttr("recipe")
     _notes: tuple[str, ...] = PrivateAttr(())
+    _lines: Mapping[tuple[Any, ...], int] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
@@ -233,6 +234,7 @@ class Recipe(Strict):
                     _remove(data, fault.path)
                     notes.append(f"{_at(document, fault.path, where)}: {fault.message} (ignored)")
         recipe._folder, recipe._where, recipe._notes = folder, where, tuple(notes)
+        recipe._lines = document.lines
         return recipe
 
     @property
@@ -244,6 +246,12 @@ class Recipe(Strict):
     def where(self) -> str:
         """File and document, for messages."""
         return self._where
+
+    def lined(self, where: str, parameter: str) -> str:
+        """Return a place in the recipe with the line on which a parameter is first set."""
+        keys = ("parameters", parameter)
+        lines = [line for path, line in self._lines.items() if path[-2:] == keys]
+        return where.replace(self._where, f"{self._where}:{min(lines)}", 1) if lines else where
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -269,7 +277,8 @@ class Recipe(Strict):
         donor = self.tokenizer.source if self.tokenizer is not None else self.tokenizer_source
         if isinstance(donor, ModelRef):
             refs.append(donor)
-        return tuple(dict.fromkeys(ref.model.path for ref in refs))
+        opened = [place.path for ref in refs for place in (ref.model, ref.lora) if place]
+        return tuple(dict.fromkeys(opened))
 
     def plain(self) -> dict[str, Any]:
         """Return the recipe as YAML writes it, without what is default."""
@@ -369,10 +378,17 @@ def _fault(error: Any) -> _Fault:
             *ModelToken.model_fields,
         ]
         fields += [*ModelRef.model_fields, "path", "revision"]
-        return _Fault(path, f"unknown key {path[-1]!r}." + nearest(str(path[-1]), fields), True)
+        hint = nearest(str(path[-1]), fields)
+        if path[-1] in ("path", "revision"):
+            hint = " A model is {model: {path: ..., revision: ...}, lora: {path: ...}}."
+        return _Fault(path, f"unknown key {path[-1]!r}." + hint, True)
     if kind == "missing":
         return _Fault(path[:-1], f"{path[-1]} is missing", False)
+    if kind == "too_short":
+        return _Fault(path, "at least one is needed", False)
     message = error["msg"].removeprefix("Value error, ")
+    if kind == "model_type" and context.get("class_name") == "ModelRef":
+        message = "a model is a path, an address, org/name, or {model: ..., lora: ...}"
     given = error.get("input")
     if kind not in ("value_error", "assertion_error") and isinstance(given, str | int | float):
         message += f", not {given!r}"

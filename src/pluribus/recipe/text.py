@@ -59,6 +59,8 @@ def documents(text: str, where: str = "recipe") -> list[Document]:
         line = f":{mark.line + 1}" if mark is not None else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise RecipeError(f"{where}{line}: not valid YAML: {problem}") from None
+    except RecipeError:
+        raise
     except (RecursionError, ValueError) as error:
         raise RecipeError(f"{where}: not a usable YAML document ({error})") from None
     finally:

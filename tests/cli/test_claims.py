@@ -1,0 +1,100 @@
+"""`pluribus claims`, with a claim that takes no time."""
+
+import json
+from types import ModuleType
+
+import pytest
+
+from pluribus import claims
+from pluribus.claims import Check, Claim
+
+CLAIM = Claim(
+    name="toy",
+    title="a grows",
+    paper="none",
+    data="none",
+    model="none",
+    metric="points",
+    checks=(
+        Check(text="a beats b", left="a", right="b"),
+        Check(text="a is far above b", left="a", right="b", margin=50, asserted=False),
+    ),
+)
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    """Registers the claim `toy`; its figures are `a = 10 + seed` and a `b` that can be set."""
+    module = ModuleType("pluribus.claims.toy")
+    figures = {"b": 5.0}
+
+    def measure(seed, on_step):
+        if on_step is not None:
+            on_step("measuring", 1, 1)
+        return {"a": 10.0 + seed, "b": figures["b"]}
+
+    module.CLAIM, module.measure = CLAIM, measure
+    monkeypatch.setitem(__import__("sys").modules, "pluribus.claims.toy", module)
+    monkeypatch.setattr(claims, "systems", lambda: ["toy"])
+    return figures
+
+
+def test_a_claim_that_holds(cli, place, toy):
+    got = cli("claims", "toy", "--out", "records")
+    assert got.code == 0
+    head, first, second, a, b = got.out.splitlines()
+    assert head.startswith("toy: a grows — holds (")
+    assert first.split() == [
+        "holds",
+        "a",
+        "beats",
+        "b:",
+        "6.00",
+        "[5.00,",
+        "6.00,",
+        "7.00],",
+        "expected",
+        ">=",
+        "0",
+    ]
+    assert second.split()[:2] == ["FAILS", "(reported)"]
+    assert a.split() == ["a", "11.00", "±", "1.00"]
+    assert b.split() == ["b", "5.00", "±", "0.00"]
+    record = json.loads((place / "records" / "toy.json").read_text())
+    assert record["verdict"] == "holds"
+    assert record["seeds"] == [0, 1, 2]
+
+
+def test_a_claim_that_fails_is_code_1(cli, place, toy):
+    toy["b"] = 11.5
+    got = cli("claims", "toy", "--out", "records")
+    assert got.code == 1
+    assert "toy: a grows — fails" in got.out
+    assert got.err == ""
+    assert json.loads((place / "records" / "toy.json").read_text())["verdict"] == "fails"
+
+
+def test_json_and_seeds(cli, place, toy):
+    told = cli("claims", "--seeds", "3,5", "--out", "records", "--json").json
+    assert [record["seeds"] for record in told] == [[3, 5]]
+    assert told[0]["figures"]["a"]["per_seed"] == [13, 15]
+
+
+def test_progress(cli, place, toy):
+    assert "measuring" in cli("claims", "toy", "--out", "records", terminal=True).err
+    assert cli("claims", "toy", "--out", "records", "--quiet", terminal=True).err == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("toi", "no claim is called 'toi'; there are: toy. Did you mean 'toy'?"),
+        ("toy --seeds a,b", "--seeds 'a,b': give whole numbers such as 0,1,2"),
+        ("toy --seeds 1,1", "--seeds '1,1': give each seed once, none below 0"),
+        ("toy --seeds=-1", "--seeds '-1': give each seed once, none below 0"),
+        ("toy --out ties.yml", "ties.yml: cannot be read or written: File exists"),
+        ("toy --out ties.yml/x", "ties.yml/x: cannot be read or written: Not a directory"),
+    ],
+)
+def test_bad_input(refused, toy, words, said):
+    assert refused("claims", *words.split()) == said
