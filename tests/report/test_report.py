@@ -275,3 +275,11 @@ def test_save_replaces_whole_files(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
     with pytest.raises(OutputError, match="absent"):
         save(tmp_path / "absent" / "report.html", "x")
+
+
+def test_only_chosen_points_bear_labels():
+    points = [("one", 1.0, 2.0), ("two", 2.0, 3.0)]
+    drawn = scatter("Some", points, x_label="x", y_label="y", labelled=["two"])
+    assert ">two</text>" in str(drawn)
+    assert ">one</text>" not in str(drawn)
+    assert "one: 1" in str(drawn)  # under the pointer

@@ -51,6 +51,8 @@ def write(demo: "Demo", path: Path) -> None:
     stores = [row for row in demo.rows if row.kind == "a store" and row.name != "specialists"]
     kept = max(stores, key=lambda row: row.score)
     shown = [row for row in demo.rows if row.name != "specialists"]
+    dots = sorted(demo.rows, key=lambda row: row.kind == "a store")  # in the colours of the bars
+    told = [*(row.name for row in demo.rows if row.kind == "a store"), best.name, "base"]
     found = [
         section(
             "What came out",
@@ -69,11 +71,12 @@ def write(demo: "Demo", path: Path) -> None:
             "Accuracy against storage",
             scatter(
                 "Upper left is better",
-                [(row.name, row.bytes / demo.checkpoint_bytes, 100 * row.score) for row in shown]
-                + [("specialists", float(len(demo.tasks)), 100.0)],
+                [(row.name, row.bytes / demo.checkpoint_bytes, 100 * row.score) for row in dots],
                 x_label="size, in checkpoints",
                 y_label="percent of the specialist's accuracy",
                 groups={row.name: row.kind for row in demo.rows},
+                labelled=told,
+                x_zero=True,
             ),
         ),
         section(

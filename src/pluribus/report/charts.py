@@ -5,7 +5,7 @@ people who cannot see it or want the digits. Colours come from the page's style,
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from pluribus.report.html import Html, escape, scrolling, table
 from pluribus.report.terminal import number
@@ -175,13 +175,15 @@ def scatter(
     x_form: str = ".3g",
     y_form: str = ".3g",
     groups: Mapping[str, str] | None = None,
+    labelled: Collection[str] | None = None,
     log_x: bool = False,
     x_zero: bool = False,
     y_zero: bool = False,
 ) -> Html:
     """Draw labelled points (name, x, y), such as accuracy against storage.
 
-    `groups` maps names to the group that colours them. `log_x` spaces positive x by their ratio.
+    `groups` maps names to the group that colours them; of points not in `labelled` (None: all are)
+    the name shows under the pointer only. `log_x` spaces positive x by their ratio.
     """
     groups = groups or {}
     kinds = list(dict.fromkeys(groups.get(name, "") for name, _, _ in points))
@@ -207,6 +209,8 @@ def scatter(
         k = kinds.index(groups.get(name, "")) % COLOURS
         hint = f"{name}: {number(x, x_form)}, {number(y, y_form)}"
         svg.append(_mark(px, py, k, hint))
+        if labelled is not None and name not in labelled:
+            continue
         label = _short(name, 26)
         lx, ly, anchor = _free(px, py, len(label) * CHAR, frame, taken)
         svg.append(_text(lx, ly, label, anchor, title=name))
