@@ -15,12 +15,15 @@ PEFT's add_weighted_adapter does by that name. The report says what each kept of
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pluribus.adapters.factors import (
+    DTYPES,
     Product,
     balanced,
+    check_choice,
+    check_place,
     check_sizes,
     chosen,
     minus,
@@ -56,6 +59,7 @@ def merge_adapters(
     base_model: str | None = None,
     seed: int = 0,
     overwrite: bool = False,
+    on_step: Callable[[str, int, int], None] | None = None,
 ) -> AdapterReport:
     """Merge PEFT LoRA folders into a new one, `out`.
 
@@ -63,13 +67,16 @@ def merge_adapters(
     without, they are averaged. Other methods are mergers or their text, with weights of their own.
     A module that some adapters lack counts as unchanged by them; ranks may differ. With mode "svd"
     a module gets the largest of its adapters' ranks, or `rank`, or as few as hold `energy` of its
-    update.
+    update. `on_step` is told (stage, done, total).
 
     Raises MismatchError for adapters of different bases (unless `base_model` names the one that all
     fit) or shapes, InputError for DoRA, saved modules that differ, and modes that a method lacks,
     OutputError if `out` exists.
     """
     check_sizes(rank, energy)
+    check_choice("dtype", dtype, DTYPES)
+    check_choice("mode", mode, ("svd", "linear", "cat"))
+    check_place(out, overwrite)
     adapters = [adapter(folder) for folder in folders]
     if not adapters:
         raise InputError("no adapters were given; name at least one folder")
@@ -78,7 +85,10 @@ def merge_adapters(
     if shares is None and mode != "svd":
         raise InputError(f"mode={mode!r} needs a linear method; {method!r} is merged as 'svd'")
     reports, pairs = [], {}
-    for name in dict.fromkeys(name for one in adapters for name in one.factors):
+    names = list(dict.fromkeys(name for one in adapters for name in one.factors))
+    for done, name in enumerate(names, 1):
+        if on_step is not None:
+            on_step("merging", done, len(names))
         parts = [one.factors.get(name) for one in adapters]
         first = next(part for part in parts if part is not None)
         shape = (first.b.spec.shape[0], *first.a.spec.shape[1:])

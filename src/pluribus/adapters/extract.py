@@ -11,14 +11,24 @@ module's weight) are saved whole, in the way PEFT loads them.
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from pluribus.adapters.factors import Product, balanced, check_sizes, chosen, published, shaped
+from pluribus.adapters.factors import (
+    DTYPES,
+    Product,
+    balanced,
+    check_choice,
+    check_place,
+    check_sizes,
+    chosen,
+    published,
+    shaped,
+)
 from pluribus.adapters.report import Action, AdapterReport, ModuleReport
 from pluribus.core.errors import InputError, listing
 from pluribus.core.lowrank import CONFIG, FILES, LowRankSum, adapter, save_adapter, with_adapter
@@ -50,6 +60,7 @@ def extract_lora(
     base_model: str | None = None,
     task_type: str | None = "CAUSAL_LM",
     overwrite: bool = False,
+    on_step: Callable[[str, int, int], None] | None = None,
 ) -> AdapterReport:
     """Write the difference of two models as a PEFT folder; return what it holds, module by module.
 
@@ -58,12 +69,15 @@ def extract_lora(
     expressions searched in module names. Embeddings are saved whole, factored or left out by
     `embed`. `save_modules` are names (or last parts of names) of modules to save whole.
     `transposed` matches modules whose weight lies (in, out), as GPT-2's Conv1D (known by itself).
-    A head such as lm_head is a linear layer like others.
+    A head such as lm_head is a linear layer like others. `on_step` is told (stage, done, total).
 
     Raises MismatchError if the models' tensors differ in name or shape, InputError if nothing of
     low rank changed or a changed tensor is tied to another, OutputError if `out` exists.
     """
     check_sizes(rank, energy)
+    check_choice("dtype", dtype, DTYPES)
+    check_choice("embed", embed, ("save", "lora", "skip"))
+    check_place(out, overwrite)
     base, finetuned = Weights.open(base), Weights.open(finetuned)
     plan = _Plan(base, include, exclude, embed, save_modules, skip_undecomposable, transposed)
     base, finetuned = (w.select(lambda name: not plan.excluded(name)) for w in (base, finetuned))
@@ -72,7 +86,9 @@ def extract_lora(
     _refuse_ties(changed, aliases)
     actions = plan.actions({name: base.source(name).spec.shape for name in changed})
     pairs, turned, reports = {}, set(), {}
-    for name in names:
+    told = on_step or (lambda *_: None)
+    for done, name in enumerate(names):
+        told("factoring", done, len(names))
         shape = base.source(name).spec.shape
         action = actions.get(name, "unchanged")
         held = None
@@ -88,6 +104,7 @@ def extract_lora(
         reports[name] = ModuleReport(
             name=name, action=action, shape=shape, rank=0 if held is None else held.a.shape[0]
         )
+    told("factoring", len(names), len(names))
     if not pairs:
         raise InputError(
             f"{finetuned.label} differs from {base.label} in no weight that LoRA can hold"
@@ -108,7 +125,7 @@ def extract_lora(
             add_saved(folder, whole, plan.settings(whole), pairs)
 
     folder = published(out, write, overwrite)
-    _verify(base, finetuned, folder, reports)
+    _verify(base, finetuned, folder, reports, told)
     return AdapterReport(tuple(reports[name] for name in names))
 
 
@@ -254,11 +271,16 @@ def _refuse_ties(changed: Sequence[str], aliases: Mapping[str, str]) -> None:
 
 
 def _verify(
-    base: Weights, finetuned: Weights, folder: Path, reports: dict[str, ModuleReport]
+    base: Weights,
+    finetuned: Weights,
+    folder: Path,
+    reports: dict[str, ModuleReport],
+    told: Callable[[str, int, int], None],
 ) -> None:
     """Read the adapter back and measure it against the fine-tuned model."""
     opened = with_adapter(base, adapter(folder))
-    for name, one in reports.items():
+    for done, (name, one) in enumerate(reports.items(), 1):
+        told("reading it back", done, len(reports))
         if one.action == "unchanged":
             continue
         source = opened.source(name)

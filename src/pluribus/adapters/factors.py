@@ -2,16 +2,19 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from pluribus.core.errors import InputError, OutputError
+from pluribus.core.errors import InputError, OutputError, nearest
 from pluribus.core.lowrank import Factors
 from pluribus.core.spectral import CUT
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")  # that an adapter may be stored in
 
 
 class Product(NamedTuple):
@@ -110,16 +113,32 @@ def check_sizes(rank: int | None, energy: float | None) -> None:
         raise InputError(f"energy = {energy}: give a share in (0, 1]")
 
 
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raise InputError unless `value` is one of the choices."""
+    if value not in choices:
+        raise InputError(
+            f"{name} = {value!r}: give {' or '.join(choices)}.{nearest(value, choices)}"
+        )
+
+
+def check_place(out: str | os.PathLike[str], overwrite: bool) -> Path:
+    """Return where an adapter goes. Raises OutputError if it would replace what it must not."""
+    out = Path(os.path.expanduser(out))
+    if out.exists() and not overwrite:
+        raise OutputError(
+            f"{out}: exists; give another name, or overwrite=True (--overwrite) to replace it"
+        )
+    if out.exists() and not (out / "adapter_config.json").is_file():
+        raise OutputError(f"{out}: exists and is not an adapter; it is not replaced")
+    return out
+
+
 def published(out: str | os.PathLike[str], write: Callable[[Path], None], overwrite: bool) -> Path:
     """Let `write` fill a temporary folder, and give it its name when it is whole.
 
     Raises OutputError if something is there already and `overwrite` is not set.
     """
-    out = Path(os.path.expanduser(out))
-    if out.exists() and not overwrite:
-        raise OutputError(f"{out}: exists; give another name, or overwrite=True")
-    if out.exists() and not (out / "adapter_config.json").is_file():
-        raise OutputError(f"{out}: exists and is not an adapter; it is not replaced")
+    out = check_place(out, overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:

@@ -11,7 +11,9 @@ import fcntl
 import json
 import os
 import shutil
+import threading
 import zlib
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from pluribus.engine.blocks import OUT, Reader, Span
 from pluribus.engine.plan import Job, Plan
 
 JOURNAL = "journal"
+AFLOAT = 64 << 20  # bytes of output that may stay in the page cache once they are on their way
 
 
 class MemorySink:
@@ -79,6 +82,8 @@ class FileSink:
         self.shards = self._layout(shard_bytes, metadata)
         self.digests: dict[tuple[int, int], Mapping[str, list[str]]] = {}
         self._offsets: dict[str, tuple[int, int]] = {}
+        self._afloat: deque[tuple[int, int, int]] = deque()  # file, offset, size
+        self._mutex = threading.Lock()
         self._lock_file: Any = None
         self._open(resume)
 
@@ -265,6 +270,26 @@ class FileSink:
         """See `Sink`."""
         self.digests[job.index, span] = digests
         self._note(["span", job.index, span, digests])
+        self._flow(job, span)
+
+    def _flow(self, job: Job, span: int) -> None:
+        """Start writing a span to the disk, and drop from memory what was started `AFLOAT` ago.
+
+        Left alone, the page cache would take memory for all of the output, push the inputs out of
+        it, and then make every write wait for the disk.
+        """
+        blocks = Span(job, span).blocks
+        if not blocks or not hasattr(os, "posix_fadvise"):
+            return
+        fd, start = self._place(job, blocks[0])
+        size = len(blocks) * job.block * job.spec.kind.size
+        with self._mutex:
+            self._afloat.append((fd, start, size))
+            let_go = []
+            while sum(size for _, _, size in self._afloat) > AFLOAT:
+                let_go.append(self._afloat.popleft())
+        for region in [(fd, start, size), *let_go]:
+            os.posix_fadvise(*region, os.POSIX_FADV_DONTNEED)
 
     def finished(self, job: Job, span: int) -> bool:
         """See `Sink`."""

@@ -9,20 +9,22 @@ from pluribus.kernels.combine import CHUNK
 
 
 @nb.njit(nogil=True, cache=True)
-def _block(experts, weight, out):
+def _block(experts, share, out):
     t, n = experts.shape
+    total = np.empty(CHUNK, np.float64)
     for low in range(0, n, CHUNK):
-        high = min(low + CHUNK, n)
-        for i in range(low, high):
-            out[i] = experts[0, i] * weight[0]
+        m = min(CHUNK, n - low)
+        for i in range(m):
+            total[i] = np.float64(experts[0, low + i]) * share[0]
         for j in range(1, t):
-            w = weight[j]
-            for i in range(low, high):
-                out[i] += experts[j, i] * w
+            for i in range(m):
+                total[i] += np.float64(experts[j, low + i]) * share[j]
+        for i in range(m):
+            out[low + i] = np.float32(total[i])
 
 
 def fused(merger: Any, base: np.ndarray | None, experts: np.ndarray, **_: Any) -> np.ndarray:
     """See `pluribus.merge.linear.Linear`."""
     out = np.empty(experts.shape[1], np.float32)
-    _block(experts, merger.shares(experts)[:, 0], out)
+    _block(experts, np.array(merger.shares(experts.shape[0])), out)
     return out

@@ -9,7 +9,7 @@ Deviates from mergekit: weights that sum to zero are an error, not an infinity.
 
 from dataclasses import dataclass
 
-from pluribus.core.arrays import Array, Float, column, per_expert
+from pluribus.core.arrays import Array, Float, namespace, per_expert
 from pluribus.core.errors import InputError
 from pluribus.core.merger import PerExpert, merger
 
@@ -22,20 +22,20 @@ class Linear:
     weight: PerExpert = 1.0  # relative share of each expert
     normalize: bool = True
 
-    def shares(self, experts: Float[Array, "t n"]) -> Float[Array, "t 1"]:
+    def shares(self, count: int) -> tuple[float, ...]:
         """Return the factor of each expert. Raises InputError if they cannot be normalised."""
-        weights = column(self.weight, experts)
-        if self.normalize:
-            total = sum(per_expert(self.weight, experts.shape[0]))
-            if abs(total) < 1e-8:
-                raise InputError(f"linear: weights {self.weight} sum to zero; set normalize: false")
-            weights = weights / total
-        return weights
+        weights = per_expert(self.weight, count)
+        if not self.normalize:
+            return weights
+        total = sum(weights)
+        if abs(total) < 1e-8:
+            raise InputError(f"linear: weights {self.weight} sum to zero; set normalize: false")
+        return tuple(weight / total for weight in weights)
 
     def __call__(self, base: Array | None, experts: Float[Array, "t n"]) -> Float[Array, " n"]:
-        """Average the experts. Raises InputError if normalised weights sum to zero."""
-        weights = self.shares(experts)
-        merged = experts[0] * weights[0]
-        for expert, weight in zip(experts[1:], weights[1:], strict=True):
-            merged = merged + expert * weight
-        return merged
+        """Average the experts, rounding once. Raises InputError if weights sum to zero."""
+        xp = namespace(experts)
+        merged = 0.0
+        for expert, share in zip(experts, self.shares(experts.shape[0]), strict=True):
+            merged = merged + xp.astype(expert, xp.float64) * share
+        return xp.astype(merged, experts.dtype)

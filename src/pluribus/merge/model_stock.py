@@ -4,7 +4,7 @@ Jang et al., ECCV 2024, https://arxiv.org/abs/2403.19522, equation 5; mergekit `
 
     c      = mean over pairs of cos(theta_i - theta_0, theta_j - theta_0)
     s      = t c / (1 + (t - 1) c),                          t experts
-    theta  = s * mean_t theta_t + (1 - s) theta_0            (n,)
+    theta  = theta_0 + s * mean_t (theta_t - theta_0)        (n,)
 
 The cosine is that of a tensor ("layer-wise" in the paper), or with `filter_wise` of each vector
 along the last axis, as in mergekit. Where |1 + (t - 1) c| < 1e-6 the updates oppose each other and
@@ -51,15 +51,15 @@ class ModelStock:
     ) -> Float[Array, "..."]:
         """Merge one block."""
         count = experts.shape[0]
-        average = add_up(experts) * (1 / count)
+        update = add_up(experts - base) * (1 / count)
         if gram is not None:
             share = float(_shares(lambda i, j: gram[i, j], count, np))
-            return average * share + base * (1 - share)
+            return base + update * share
         xp = namespace(experts)
         tau = xp.astype(experts - base, xp.float64)
         shares = _shares(lambda i, j: xp.sum(tau[i] * tau[j], axis=-1, keepdims=True), count, xp)
         shares = xp.astype(shares, experts.dtype)
-        return average * shares + base * (1 - shares)
+        return base + update * shares
 
 
 def _shares(dot: Callable[[int, int], Any], count: int, xp: Any) -> Any:
