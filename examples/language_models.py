@@ -327,7 +327,7 @@ def main() -> None:
     )
     add = parser.add_argument
     add("--out", type=Path, default=Path("demo-out/language"), help="folder for everything made")
-    add("--quick", action="store_true", help="train and score less: about two minutes")
+    add("--quick", action="store_true", help="train and score less: about five minutes")
     add("--steps", type=int, help="training steps an expert (60; 20 with --quick)")
     add("--seed", type=int, default=0, help="of the split, the windows and the adapters")
     add("--json", action="store_true", help="print the figures as JSON at the end")

@@ -456,8 +456,8 @@ def test_random_kills():
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
     assert summary["ok"]
-    assert summary["kills"] == 5
-    assert summary["outputs_compared"] >= 4
+    assert summary["kills"] >= 5
+    assert summary["outputs_compared"] == 5
 
 
 def test_kills_may_change_the_number_of_threads_and_the_budget(pool, wanted, sha, tmp_path, crash):
