@@ -51,6 +51,7 @@ def pages() -> str:
 PARTS: dict[str, Callable[[], str]] = {
     "methods": catalogue.markdown,
     "claims": lambda: claims.markdown(RESULTS / "claims"),
+    "verdicts": lambda: claims.verdicts(RESULTS / "claims"),
     "speed": speed,
     "pages": pages,
 }

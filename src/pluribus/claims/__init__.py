@@ -181,7 +181,27 @@ def markdown(folder: Path) -> str:
             state = "holds" if check["holds"] else "**fails**"
             state = state if check["asserted"] else f"{state} (reported)"
             lines.append(
-                f"| {name} | {check['text']} ({check['expected']}) | "
+                f"| {name} | {_cell(check['text'])} ({check['expected']}) | "
                 f"{check['measured']:+.1f} ({spread}) | {state} |"
             )
     return "\n".join(lines)
+
+
+def verdicts(folder: Path) -> str:
+    """Return one row for each stored claim: what it says, how many inequalities hold."""
+    lines = ["| system | claim | inequalities that hold | verdict |", "| --- | --- | --- | --- |"]
+    for name in systems():
+        path = folder / f"{name}.json"
+        if not path.is_file():
+            continue
+        found = json.loads(path.read_text())
+        asserted = [check["holds"] for check in found["checks"] if check["asserted"]]
+        verdict = "holds" if all(asserted) else "**fails**"
+        lines.append(
+            f"| {name} | {_cell(found['title'])} | {sum(asserted)} of {len(asserted)} | {verdict} |"
+        )
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
