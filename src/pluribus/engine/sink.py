@@ -288,8 +288,8 @@ class FileSink:
             let_go = []
             while sum(size for _, _, size in self._afloat) > AFLOAT:
                 let_go.append(self._afloat.popleft())
-        for region in [(fd, start, size), *let_go]:
-            os.posix_fadvise(*region, os.POSIX_FADV_DONTNEED)
+        for file, offset, length in [(fd, start, size), *let_go]:
+            os.posix_fadvise(file, offset, length, os.POSIX_FADV_DONTNEED)
 
     def finished(self, job: Job, span: int) -> bool:
         """See `Sink`."""
