@@ -41,14 +41,10 @@ class _Blend:
     divisor: float = 1.0
 
     def __call__(self, *blocks: np.ndarray) -> np.ndarray:
-        wide = blocks[0].dtype.type
-        shares = [wide(weight) for weight in self.weights]
-        if self.divisor != 1:
-            shares = [share / wide(self.divisor) for share in shares]
-        merged = blocks[0] * shares[0]
-        for block, share in zip(blocks[1:], shares[1:], strict=True):
-            merged = merged + block * share
-        return merged
+        merged = blocks[0].astype(np.float64) * (self.weights[0] / self.divisor)
+        for block, weight in zip(blocks[1:], self.weights[1:], strict=True):
+            merged += block.astype(np.float64) * (weight / self.divisor)
+        return merged.astype(blocks[0].dtype)
 
 
 def interpolate(

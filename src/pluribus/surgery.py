@@ -95,8 +95,8 @@ def transplant(
     """Write `model` with the tokenizer of `donor` into the folder `out`.
 
     Keywords are those of `Surgery`: method, k, cosine, weighting, subword, byte_match,
-    prefix_match, pad_to_multiple_of, scale. `device` is where rows are approximated, `on_step` is
-    told (stage, done, total) of that. Raises PluribusError if a model lacks a tokenizer or an input
+    prefix_match, pad_to_multiple_of, noise, scale, seed. `device` is where rows are approximated,
+    `on_step` is told (stage, done, total) of that. Raises PluribusError if a model lacks a tokenizer or an input
     embedding, or `out` exists.
     """
     asked = settings(**how)

@@ -117,7 +117,9 @@ def child(place: Path) -> Iterator[Callable[..., subprocess.Popen]]:
     started: list[subprocess.Popen] = []
 
     def start(*arguments: object, before: str = "", **options) -> subprocess.Popen:
-        code = f"{before}\nimport sys\nfrom pluribus.cli import main\nmain(sys.argv[1:])"
+        # A shell may have started the tests in the background, where SIGINT is ignored.
+        ready = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)"
+        code = f"{ready}\n{before}\nimport sys\nfrom pluribus.cli import main\nmain(sys.argv[1:])"
         process = subprocess.Popen(
             [sys.executable, "-c", code, *map(str, arguments)],
             env={**os.environ, "PYTHONPATH": path, "PLURIBUS_DEBUG": ""},

@@ -196,8 +196,10 @@ def child() -> Iterator[Callable[..., subprocess.Popen]]:
     started: list[subprocess.Popen] = []
 
     def start(code: str, *arguments: object) -> subprocess.Popen:
+        # A shell may have started the tests in the background, where SIGINT is ignored.
+        ready = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
         process = subprocess.Popen(
-            [sys.executable, "-c", code, *map(str, arguments)],
+            [sys.executable, "-c", ready + code, *map(str, arguments)],
             env={**os.environ, "PYTHONPATH": path},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

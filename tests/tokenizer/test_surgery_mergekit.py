@@ -50,6 +50,8 @@ CASES = {
     "prefix": ("a", "b", (*FEW, "-pm", "yes"), {"k": 8, "prefix_match": "yes"}),
     "prefix_back": ("b", "c", (*FEW, "-pm", "yes"), {"k": 8, "prefix_match": "yes"}),
 }
+# mergekit solves the bordered system in float32, and its rows here have entries of up to 8.
+ATOL = {"barycentric_cosine": 1e-4}
 METHODS = {"distance": "common_interpolation", "cosine": "common_interpolation"} | {
     "barycentric": "common_interpolation",
     "barycentric_cosine": "common_interpolation",
@@ -106,7 +108,7 @@ def test_rows_and_configuration(oracle, name, tmp_path):
     for tensor in wanted.spec:
         values = wanted.source(tensor).floats().reshape(wanted.source(tensor).spec.shape)
         found = mine.source(tensor).floats().reshape(mine.source(tensor).spec.shape)
-        np.testing.assert_allclose(found, values, rtol=0, atol=1e-4, err_msg=tensor)
+        np.testing.assert_allclose(found, values, rtol=0, atol=ATOL.get(name, 1e-5), err_msg=tensor)
     config, expected = (json.loads((p / "config.json").read_text()) for p in (out, theirs))
     for key in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "hidden_size"):
         assert config.get(key) == expected.get(key), key

@@ -35,7 +35,8 @@ def tokensurgeon(
     method: Annotated[
         str,
         typer.Option(
-            help="For tokens that the model lacks: omp, common_interpolation, subword, mean, zero."
+            help="For tokens that the model lacks: omp, common_interpolation, subword, mean, zero, "
+            "randn, john_hewitt."
         ),
     ] = "omp",
     k: Annotated[int, typer.Option("--k", "-k", help="Common tokens that a row combines.")] = 64,
@@ -60,7 +61,11 @@ def tokensurgeon(
     pad_to_multiple_of: Annotated[
         int | None, typer.Option(help="Round the number of rows up.", min=0)
     ] = None,
-    scale: Annotated[float, typer.Option(help="Factor of approximated rows.")] = 1.0,
+    noise: Annotated[
+        float, typer.Option(help="Standard deviation of noise added to new rows.")
+    ] = 0.0,
+    scale: Annotated[float, typer.Option(help="Factor of new rows, noise included.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="For noise, randn and john_hewitt.")] = 0,
     memory: Memory = "512MB",
     threads: Threads = None,
     device: Annotated[str, typer.Option(help="Where rows are fitted: cpu, cuda, cuda:N.")] = "cpu",
@@ -110,7 +115,9 @@ def tokensurgeon(
             byte_match=byte_match,
             prefix_match=prefix_match,
             pad_to_multiple_of=pad_to_multiple_of,
+            noise=noise,
             scale=scale,
+            seed=seed,
         )
     for note in dict.fromkeys((*report.warnings, *result.warnings)):
         warn(note)

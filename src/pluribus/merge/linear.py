@@ -35,7 +35,8 @@ class Linear:
     def __call__(self, base: Array | None, experts: Float[Array, "t n"]) -> Float[Array, " n"]:
         """Average the experts, rounding once. Raises InputError if weights sum to zero."""
         xp = namespace(experts)
-        merged = 0.0
-        for expert, share in zip(experts, self.shares(experts.shape[0]), strict=True):
+        shares = self.shares(experts.shape[0])
+        merged = xp.astype(experts[0], xp.float64) * shares[0]
+        for expert, share in zip(experts[1:], shares[1:], strict=True):
             merged = merged + xp.astype(expert, xp.float64) * share
         return xp.astype(merged, experts.dtype)

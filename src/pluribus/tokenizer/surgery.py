@@ -8,6 +8,8 @@ A token that the model has keeps its row. The others get one by `method`:
     subword               from the rows of the pieces the model's own tokenizer cuts the token into
     mean                  the mean of the model's rows
     zero                  0
+    randn                 standard normal
+    john_hewitt           normal, with the mean and covariance of the model's rows
 
 W: (n, d) of the model, D: (n, d') of the donor. The computations are those of mergekit-tokensurgeon
 0.1.5; omp is described in Goddard and Fernandes Neto, "Training-free tokenizer transplantation via
@@ -21,18 +23,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
-from jaxtyping import Float
-from pydantic import ConfigDict, Field
+from jaxtyping import Float, Int64
+from pydantic import ConfigDict, Field, FiniteFloat
 from pydantic.dataclasses import dataclass as checked
 
 from pluribus.tokenizer.errors import TokenizerError
+from pluribus.tokenizer.surgery_draw import normal, spread
 from pluribus.tokenizer.surgery_fit import Mix, Weighting, nearest, pursue
 from pluribus.tokenizer.surgery_match import Made, Matched
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Method = Literal["omp", "common_interpolation", "subword", "mean", "zero"]
+Method = Literal["omp", "common_interpolation", "subword", "mean", "zero", "randn", "john_hewitt"]
 Subword = Literal["mean", "sum", "weighted_mean", "first_last"]
 Where = Literal["no", "embed", "lm_head", "yes"]
 BATCH_BYTES = 512 << 20  # of temporaries while tokens are approximated
@@ -51,7 +54,9 @@ class Surgery:
     byte_match: Where = "no"
     prefix_match: Where = "no"
     pad_to_multiple_of: Annotated[int, Field(ge=0)] | None = None  # 0 is none
-    scale: float = 1.0  # of approximated rows
+    noise: Annotated[FiniteFloat, Field(ge=0)] = 0.0  # standard deviation, added to new rows
+    scale: FiniteFloat = 1.0  # of new rows, noise included
+    seed: int = 0  # of noise and of methods that draw
 
     @property
     def combines(self) -> bool:
@@ -112,6 +117,11 @@ def rows_for(
                 on_rows(done, len(new))
     elif how.method == "mean":
         out[new] = own.mean(0, dtype=np.float64)
+    elif len(new) and how.method in ("randn", "john_hewitt"):
+        _by_chance(out, own, name, new, how, on_rows)
+    if how.noise:
+        drawn = normal(new, out.shape[1], name=name, stream="noise", seed=how.seed)
+        out[new] += np.float32(how.noise) * drawn
     out[new] *= np.float32(how.scale)
     loose = matched.made == Made.NONE
     out[loose] = out[~loose].mean(0, dtype=np.float64)
@@ -162,6 +172,24 @@ def _by_anchors(
         errors[first:last] = lost.cpu().numpy()
         if on_rows is not None:
             on_rows(last, len(new))
+
+
+def _by_chance(
+    out: Matrix,
+    own: Matrix,
+    name: str,
+    new: Int64[np.ndarray, " m"],
+    how: Surgery,
+    on_rows: Callable[[int, int], None] | None,
+) -> None:
+    """Fill the new rows of `out` at random."""
+    mean, root = spread(own) if how.method == "john_hewitt" else (None, None)
+    for first in range(0, len(new), 1024):
+        ids = new[first : first + 1024]
+        drawn = normal(ids, out.shape[1], name=name, stream="row", seed=how.seed)
+        out[ids] = drawn if root is None else mean + drawn @ root.T
+        if on_rows is not None:
+            on_rows(first + len(ids), len(new))
 
 
 def _mix(targets: "Tensor", points: "Tensor", how: Surgery) -> Mix:
