@@ -96,8 +96,8 @@ def transplant(
 
     Keywords are those of `Surgery`: method, k, cosine, weighting, subword, byte_match,
     prefix_match, pad_to_multiple_of, noise, scale, seed. `device` is where rows are approximated,
-    `on_step` is told (stage, done, total) of that. Raises PluribusError if a model lacks a tokenizer or an input
-    embedding, or `out` exists.
+    `on_step` is told (stage, done, total) of that. Raises PluribusError if a model lacks a
+    tokenizer or an input embedding, or `out` exists.
     """
     asked = settings(**how)
     options = options or Options()

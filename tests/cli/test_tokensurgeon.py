@@ -92,6 +92,22 @@ def test_options_reach_the_rows(cli, two, words, wanted):
     np.testing.assert_allclose(found, wanted(rows("base")), rtol=2**-8, atol=1e-6)
 
 
+def test_random_rows_are_those_of_their_seed(cli, two):
+    """base's matrices are bfloat16; the rows are drawn in float32 and rounded once."""
+    from pluribus.tokenizer.surgery_draw import normal
+
+    words = ["--method", "randn", "--scale", "0.5", "--seed", "3"]
+    assert cli("tokensurgeon", "base", "math", "out", *words).code == 0
+    ids = np.array([new for new, word in enumerate(NEW) if word not in OLD])
+    for name in (EMBED, HEAD):
+        drawn = normal(ids, 16, name=name, stream="row", seed=3)
+        np.testing.assert_allclose(rows("out", name)[ids], drawn / 2, rtol=2**-8)
+    noise = normal(ids, 16, name=EMBED, stream="noise", seed=0)
+    words = ["--method", "zero", "--noise", "0.1"]
+    assert cli("tokensurgeon", "base", "math", "noisy", *words).code == 0
+    np.testing.assert_allclose(rows("noisy")[ids], 0.1 * noise, rtol=2**-8)
+
+
 def test_neighbours_and_their_options(cli, two):
     words = "--method common_interpolation --k 3 --cosine --weighting barycentric --json"
     got = cli("tokensurgeon", "base", "math", "out", *words.split())
@@ -110,6 +126,8 @@ def test_neighbours_and_their_options(cli, two):
         ("base math out --k 0", "k = 0: input should be greater than or equal to 1"),
         ("base math out --weighting far", "weighting = 'far': input should be"),
         ("base math out --byte-match head", "byte_match = 'head': input should be 'no', "),
+        ("base math out --noise -1", "noise = -1.0: input should be greater than or equal to 0"),
+        ("base math out --scale nan", "scale = nan: input should be a finite number"),
         ("base math out --memory lots", "'lots' is not a size"),
         ("base math out --device abacus", "device 'abacus'"),
         ("base math math", "math is read from there, and it would be replaced"),
