@@ -9,18 +9,33 @@ from pluribus.kernels.combine import CHUNK
 
 
 @nb.njit(nogil=True, cache=True)
+def _begin(row, share, total):
+    for i in range(row.size):
+        total[i] = np.float64(row[i]) * share
+
+
+@nb.njit(nogil=True, cache=True)
+def _add(row, share, total):
+    for i in range(row.size):
+        total[i] += np.float64(row[i]) * share
+
+
+@nb.njit(nogil=True, cache=True)
+def _round(total, out):
+    for i in range(out.size):
+        out[i] = np.float32(total[i])
+
+
+@nb.njit(nogil=True, cache=True)
 def _block(experts, share, out):
     t, n = experts.shape
     total = np.empty(CHUNK, np.float64)
     for low in range(0, n, CHUNK):
-        m = min(CHUNK, n - low)
-        for i in range(m):
-            total[i] = np.float64(experts[0, low + i]) * share[0]
+        high = min(low + CHUNK, n)
+        _begin(experts[0, low:high], share[0], total)
         for j in range(1, t):
-            for i in range(m):
-                total[i] += np.float64(experts[j, low + i]) * share[j]
-        for i in range(m):
-            out[low + i] = np.float32(total[i])
+            _add(experts[j, low:high], share[j], total)
+        _round(total, out[low:high])
 
 
 def fused(merger: Any, base: np.ndarray | None, experts: np.ndarray, **_: Any) -> np.ndarray:
