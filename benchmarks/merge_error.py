@@ -5,7 +5,9 @@
 Both merge the same small tensors; the reference is mergekit's own method in float64 on the same
 numbers. In bfloat16 mergekit computes in bfloat16, as it does for such models by default; pluribus
 computes in float32 and rounds once. Random methods stand at density 1, where nothing is drawn.
-Elements at a cut are left out: where updates are equally large, each program keeps others of them.
+Elements where pluribus in float64 differs from the reference are left out (their share is printed):
+at a cut, among equally large updates, each program keeps others. Weights are chosen so that no vote
+is tied, which would be decided by rounding.
 Errors are root mean squares over the elements, and the largest; the exit status is 1 if that of
 pluribus is above mergekit's anywhere (by more than a hundredth).
 """
@@ -107,8 +109,10 @@ def main() -> None:
         subprocess.run([options.mergekit, "-c", PEER, given, found, json.dumps(CASES)], check=True)
         theirs = dict(np.load(found))
     rows, worse = [], []
-    head = ("pluribus rms", "max", "mergekit rms", "max")
-    print(f"{'method':18s}{'type':10s}{head[0]:>14s}{head[1]:>10s}{head[2]:>14s}{head[3]:>10s}")
+    head = ("pluribus rms", "max", "mergekit rms", "max", "left out")
+    print(
+        f"{'method':18s}{'type':10s}{head[0]:>14s}{head[1]:>10s}{head[2]:>14s}{head[3]:>10s}{head[4]:>10s}"
+    )
     for method, (parameters, experts, base) in CASES.items():
         for kind in ("float32", "bfloat16"):
             merger = MERGERS.build(method, parameters)
@@ -125,12 +129,21 @@ def main() -> None:
                 {"rms": float(np.sqrt((e[beside] ** 2).mean())), "max": float(e[beside].max())}
                 for e in errors
             )
-            rows.append({"method": method, "type": kind, "pluribus": mine, "mergekit": peer})
+            left_out = float(1 - beside.mean())
+            rows.append(
+                {
+                    "method": method,
+                    "type": kind,
+                    "pluribus": mine,
+                    "mergekit": peer,
+                    "left_out": left_out,
+                }
+            )
             if mine["rms"] > 1.01 * peer["rms"] + 1e-12:
                 worse.append(f"{method} ({kind})")
             print(
                 f"{method:18s}{kind:10s}{mine['rms']:14.2e}{mine['max']:10.1e}"
-                f"{peer['rms']:14.2e}{peer['max']:10.1e}"
+                f"{peer['rms']:14.2e}{peer['max']:10.1e}{left_out:10.2%}"
             )
     if options.out:
         options.out.write_text(json.dumps({"rows": rows}, indent=1))
