@@ -6,19 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from pluribus.core.fold import (
-    SMALL,
-    Extremes,
-    Gram,
-    Order,
-    Selection,
-    Sum,
-    TopK,
-    deltas,
-    magnitudes,
-    share_of,
-)
+from pluribus.core.fold import Extremes, Gram, Sum, deltas, magnitudes
 from pluribus.core.merger import At
+from pluribus.core.order import SMALL, Order, Selection, TopK, share_of
 
 RNG = np.random.default_rng(0)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch  # noqa: F401 - loaded first, annotations of arrays admit its tensors
 
-from pluribus.core.fold import values_of
+from pluribus.core.fold import feed
 from pluribus.core.merger import At, call, columns, facts, stages
 from pluribus.engine.reference import merge_arrays
 
@@ -79,8 +79,8 @@ def merge_in_blocks(method, base, experts, extras=None, *, size, seed=0, depth=N
                     for name in reversed(group):
                         for b, e, at, more in reversed(blocks[name]):
                             known = {**more, **folded[name]}
-                            values = values_of(result, b, e, at, known, method, key)
-                            state = result.join(result.update(result.init(), values, at), state)
+                            fed = feed(result, result.init(), b, e, at, known, method, key)
+                            state = result.join(fed, state)
                     result = result.finish(state)
                 for name in group:
                     folded[name][key] = result

@@ -81,6 +81,13 @@ def widen(raw: np.ndarray, kind: DType, out: np.ndarray) -> bool:
     return not kind.is_float or all_finite(out)
 
 
+def finite_bf16(bits: np.ndarray) -> bool:
+    """Return whether no bf16 bit pattern (uint16) is NaN or infinite."""
+    from pluribus.kernels.convert import finite_bf16 as finite
+
+    return bool(finite(bits))
+
+
 def all_finite(values: np.ndarray) -> bool:
     """Return whether no value is NaN or infinite (float32 in one fused pass)."""
     if values.dtype == np.float32 and values.flags.c_contiguous:

@@ -210,31 +210,39 @@ def stages(method: Any) -> Sequence[Stage]:
 
 
 def call(
-    method: Any, base: Array | None, experts: Array, at: At, folded: Mapping[str, Any]
+    method: Any,
+    base: Array | None,
+    experts: Array,
+    at: At,
+    folded: Mapping[str, Any],
+    out: np.ndarray | None = None,
 ) -> Array:
-    """Apply a merger to one block, by its fused kernel where there is one for such blocks."""
-    kernel = fused(method, experts)
-    if kernel is not None:
-        return kernel(method, base, experts, at=at, **folded)
+    """Apply a merger to one block, by its fused kernel where there is one for such blocks.
+
+    A kernel takes packed blocks too, and fills `out` if it is given. Returns what was merged: a
+    new array, or `out`.
+    """
+    if isinstance(experts, np.ndarray) and experts.dtype != np.float64:
+        kernel = fused(method)
+        if kernel is not None:
+            return kernel(method, base, experts, at=at, out=out, **folded)
     run = type(method).__call__
     return cast(Array, method(base, experts, **accepted(run, {"at": at, **folded})))
 
 
-def fused(method: Any, experts: Array) -> Callable[..., Array] | None:
-    """Return the CPU kernel that merges blocks such as `experts` for `method`, if any."""
-    return _kernel(method, experts, "fused")
-
-
-def fused_values(method: Any, experts: Array) -> Callable[..., Any] | None:
-    """Return the CPU kernel that finds the values of a method's folds in such blocks, if any."""
-    return _kernel(method, experts, "values")
-
-
-def _kernel(method: Any, experts: Array, part: str) -> Callable[..., Any] | None:
-    if not isinstance(experts, np.ndarray) or experts.dtype != np.float32:
-        return None
+def fused(method: Any) -> Callable[..., Array] | None:
+    """Return the CPU kernel that merges blocks for `method`, if any; it takes packed ones too."""
     if not getattr(method, "fusible", True):  # a variant that the kernel doesn't know
         return None
     from pluribus.kernels import find
 
-    return find(facts(method).name, part)
+    return find(facts(method).name, "fused")
+
+
+def fused_values(method: Any, name: str) -> Callable[..., Any] | None:
+    """Return the CPU kernel that finds the values of a method's fold called `name`, if any."""
+    if not getattr(method, "fusible", True):
+        return None
+    from pluribus.kernels import find
+
+    return (find(facts(method).name, "values") or {}).get(name)

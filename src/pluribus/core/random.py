@@ -5,7 +5,6 @@ any element of any tensor can be drawn alone, and threads, block sizes, sharding
 give the same bits. The key is a hash of seed, tensor name and stream.
 """
 
-import numba as nb
 import numpy as np
 import xxhash
 
@@ -22,22 +21,6 @@ def key(seed: int, name: str, stream: int | str) -> int:
     return xxhash.xxh3_64_intdigest(f"{seed}\0{name}\0{stream}".encode())
 
 
-@nb.njit(nogil=True, cache=True)
-def draw(stream, index):
-    """Return number `index` (uint64) of a stream, uniform in [0, 1), float32."""
-    z = stream + (index + np.uint64(1)) * np.uint64(_GOLDEN)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(_MIX1)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(_MIX2)
-    z = z ^ (z >> np.uint64(31))
-    return np.float32(z >> np.uint64(40)) * np.float32(2.0**-24)
-
-
-@nb.njit(nogil=True, cache=True)
-def _uniform(start, stream, out):
-    for i in range(out.size):
-        out[i] = draw(stream, start + np.uint64(i))
-
-
 def uniform(at: At, stream: int | str, like: Array) -> Array:
     """Draw one uniform number in [0, 1) for each element of a block: (n,) float32.
 
@@ -46,8 +29,10 @@ def uniform(at: At, stream: int | str, like: Array) -> Array:
     stream_key = key(at.seed, at.name, stream)
     count = at.stop - at.start
     if not is_torch(like):
+        from pluribus.kernels.draws import uniform as kernel
+
         out = np.empty(count, np.float32)
-        _uniform(np.uint64(at.start), np.uint64(stream_key), out)
+        kernel(np.uint64(at.start), np.uint64(stream_key), out)
         return out
     import torch
 

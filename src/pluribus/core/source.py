@@ -47,6 +47,7 @@ class Source(ABC):
     """One lazy tensor. Subclasses set `spec` and implement `read`."""
 
     spec: TensorSpec
+    near: bool = False  # whether many small reads cost little
 
     @abstractmethod
     def read(self, start: int, stop: int, out: np.ndarray) -> None:
@@ -148,6 +149,8 @@ def stamp(path: str) -> str:
 class FileSlice(Source):
     """Contiguous bytes of a local file."""
 
+    near = True
+
     def __init__(self, path: str | Path, offset: int, spec: TensorSpec) -> None:
         self.path, self.offset, self.spec = str(path), offset, spec
 
@@ -168,6 +171,8 @@ class FileSlice(Source):
 
 class ArraySource(Source):
     """An array already in memory. `raw` holds its little-endian bytes, flattened."""
+
+    near = True
 
     def __init__(self, raw: np.ndarray, spec: TensorSpec, owner: object = None) -> None:
         self.raw, self.spec = raw.reshape(-1).view(np.uint8), spec

@@ -10,8 +10,8 @@ import numpy as np
 
 from pluribus.core.arrays import Array, column, namespace, per_expert
 from pluribus.core.errors import InputError
-from pluribus.core.fold import Ranks
 from pluribus.core.merger import At, PerExpert
+from pluribus.core.order import Ranks
 from pluribus.core.random import uniform
 
 FAINT = 1e-7  # an L1 norm below this is not restored: what it would be divided by is noise

@@ -7,7 +7,7 @@ import numpy as np
 import xxhash
 
 from pluribus.core.arrays import Array, is_torch
-from pluribus.core.dtypes import narrow, widen
+from pluribus.core.dtypes import finite_bf16, narrow, widen
 from pluribus.core.merger import At, columns
 from pluribus.core.source import Source
 from pluribus.engine.plan import SPAN, Job
@@ -37,26 +37,39 @@ class Reader:
         self.device = device
         self._raw = np.empty(0, np.uint8)
         self._floats: dict[type, np.ndarray] = {}
+        self._merged = np.empty(0, np.uint16)
         self._gpu: Any = None
 
     def read(
-        self, job: Job, at: At, digests: dict[str, list[str]] | None
+        self,
+        job: Job,
+        at: At,
+        digests: dict[str, list[str]] | None,
+        *,
+        packed: bool = False,
+        check: bool = True,
     ) -> tuple[Array | None, Array, dict[str, Array]]:
         """Return base, experts (t, ...) and extras of one block, in the method's grain.
 
         The arrays are valid until the next call. With `digests`, the inputs' bytes are hashed.
+        `packed` leaves bfloat16 as it is in the files, in arrays of uint16. Without `check` nobody
+        looks for NaN and infinity in a packed block.
         """
         sources = job.sources
         count = at.stop - at.start
-        block = self._scratch(job.wide, len(sources) * count).reshape(len(sources), count)
+        kind = np.uint16 if packed else job.wide
+        block = self._scratch(kind, len(sources) * count).reshape(len(sources), count)
         self.bad = []
         for i, source in enumerate(sources):
-            raw = self._read_raw(source, at)
+            raw = self._read_raw(source, at, block[i].view(np.uint8) if packed else None)
             if digests is not None:
                 label = job.labels[i] if i < len(job.labels) else str(i)
                 if label not in job.labels[:i]:  # a model may take part twice
                     digests.setdefault(label, []).append(self.digest(raw))
-            if not widen(raw, source.spec.kind, block[i]):
+            if packed:
+                if check and not finite_bf16(block[i]):
+                    self.bad.append(i)
+            elif not widen(raw, source.spec.kind, block[i]):
                 self.bad.append(i)
         shape = self._shape(job, count)
         rows: Array = block
@@ -68,11 +81,22 @@ class Reader:
         extras = {name: self._extra(group, job, at) for name, group in job.extras.items()}
         return base, experts, extras
 
+    def space(self, job: Job, at: At) -> np.ndarray | None:
+        """Return where a kernel may put a packed result, until the next call; None if it is not."""
+        if job.spec.dtype != "BF16" or job.wide is not np.float32:
+            return None
+        count = at.stop - at.start
+        if self._merged.size < count:
+            self._merged = np.empty(count, np.uint16)
+        return self._merged[:count].reshape(self._shape(job, count))
+
     def encode(self, merged: Any, job: Job) -> np.ndarray:
         """Round a merged block to the output's element type; return its bytes."""
         if is_torch(merged):
             merged = merged.detach().to("cpu").numpy()
         merged = np.asarray(merged)
+        if merged.dtype == np.uint16:  # packed by a kernel
+            return merged.reshape(-1).view(np.uint8)
         if merged.dtype not in (np.float32, np.float64):
             merged = merged.astype(job.wide)
         return narrow(merged.reshape(-1), job.spec.kind)
@@ -82,11 +106,12 @@ class Reader:
         """Return the hash of a block's bytes."""
         return xxhash.xxh3_128_hexdigest(memoryview(raw))
 
-    def _read_raw(self, source: Source, at: At) -> np.ndarray:
-        size = (at.stop - at.start) * source.spec.kind.size
-        if self._raw.size < size:
-            self._raw = np.empty(size, np.uint8)
-        raw = self._raw[:size]
+    def _read_raw(self, source: Source, at: At, raw: np.ndarray | None) -> np.ndarray:
+        if raw is None:
+            size = (at.stop - at.start) * source.spec.kind.size
+            if self._raw.size < size:
+                self._raw = np.empty(size, np.uint8)
+            raw = self._raw[:size]
         source.read(at.start, at.stop, raw)
         return raw
 

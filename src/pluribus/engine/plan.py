@@ -49,6 +49,12 @@ class Job:
         return np.float64 if "F64" in kinds else np.float32
 
     @property
+    def packed(self) -> bool:
+        """Whether kernels can take the inputs as they are in the files: all of them bfloat16."""
+        plain = all(source.spec.dtype == "BF16" for source in self.sources)
+        return plain and self.wide is np.float32 and not self.extras
+
+    @property
     def block(self) -> int:
         """Elements of one block of this tensor."""
         size = self.experts[0].spec.size

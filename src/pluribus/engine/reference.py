@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pluribus.core.arrays import Array
-from pluribus.core.fold import values_of
+from pluribus.core.fold import feed
 from pluribus.core.merger import At, call, columns, facts, stages
 
 Arrays = Mapping[str, Array]
@@ -64,8 +64,7 @@ def merge_arrays(
                         if at.size == 0:  # as in the driver: it has no blocks
                             continue
                         known = {**more, **folded[name]}
-                        values = values_of(result, b, e, at, known, method, key)
-                        state = result.update(state, values, at)
+                        state = feed(result, state, b, e, at, known, method, key)
                     result = result.finish(state)
                 for name in group:
                     folded[name][key] = result

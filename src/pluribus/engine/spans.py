@@ -11,10 +11,12 @@ import numpy as np
 
 from pluribus.core.dtypes import narrow
 from pluribus.core.errors import MismatchError, NonFiniteError
-from pluribus.core.fold import values_of
-from pluribus.core.merger import At, call
+from pluribus.core.fold import feed, feeder, looked_at
+from pluribus.core.merger import At, call, fused
 from pluribus.engine.blocks import OUT, Reader, Span
 from pluribus.engine.plan import Job, Plan
+
+PIECE = 256  # elements of a sample taken in one place
 
 
 class Task(NamedTuple):
@@ -48,6 +50,8 @@ class Worker:
     ) -> None:
         self.plan, self.write, self.allow_nonfinite = plan, write, allow_nonfinite
         self.reader = Reader(device)
+        self.kernels = device == "cpu"
+        self._aims: dict[tuple[int, str], Any] = {}
 
     def __call__(self, task: Task) -> Done:
         """Execute one task.
@@ -63,26 +67,65 @@ class Worker:
         return Done(self._fold(job, task), None)
 
     def _fold(self, job: Job, task: Task) -> dict[str, Any]:
-        states = {name: fold.init() for name, fold in task.folds.items()}
+        feeders = [feeder(fold, job.merger, name) for name, fold in task.folds.items()]
+        packed = self.kernels and job.packed and None not in feeders
+        states = {
+            name: fold.init(self._aim(job, task, name, fold))
+            if getattr(fold, "aims", False)
+            else fold.init()
+            for name, fold in task.folds.items()
+        }
+        known = dict(task.folded)
         for block in Span(job, task.span).blocks:
             at = place(job, block, self.plan)
-            base, experts, extras = self.reader.read(job, at, None)
+            base, experts, extras = self.reader.read(job, at, None, packed=packed, check=task.first)
             if task.first:
                 self._check_finite(job)
             for name, fold in task.folds.items():
-                known = {**extras, **task.folded}
-                values = values_of(fold, base, experts, at, known, job.merger, name)
-                states[name] = fold.update(states[name], values, at)
+                more = {**extras, **known} if extras else known
+                states[name] = feed(fold, states[name], base, experts, at, more, job.merger, name)
         return states
+
+    def _aim(self, job: Job, task: Task, name: str, fold: Any) -> Any:
+        """Return where a sample of a tensor says that the ranks of a fold will lie, or None."""
+        if job.blocks == 1 or job.wide is not np.float32 or not self.kernels:
+            return None
+        found = self._aims.get((job.index, name))
+        if found is None:
+            values = [
+                looked_at(fold, base, experts, at, {**extras, **task.folded})
+                for base, experts, extras, at in self._sample(job, fold)
+            ]
+            sample = np.stack([value.reshape(value.shape[0], -1) for value in values])
+            found = self._aims[job.index, name] = fold.aim(sample, job.experts[0].spec.size)
+            while len(self._aims) > 8:
+                del self._aims[next(iter(self._aims))]
+        return found
+
+    def _sample(self, job: Job, fold: Any) -> Any:
+        """Yield base, experts, extras and place of pieces spread over a tensor, or of one."""
+        size, step = job.experts[0].spec.size, job.block
+        near = all(source.near for source in job.sources)
+        apart = job.facts.grain == "element" and near and not job.extras
+        pieces = min(max(64, size >> 17), 1024) if apart else 1
+        length = PIECE if apart else min(step, size)
+        for start in np.linspace(0, size - length, pieces).astype(np.int64).tolist():
+            at = place(job, 0, self.plan)._replace(start=start, stop=start + length)
+            yield *self.reader.read(job, at, None), at
 
     def _merge(self, job: Job, task: Task) -> dict[str, list[str]]:
         digests: dict[str, list[str]] = {}
+        kernel = self.kernels and job.wide is np.float32 and fused(job.merger) is not None
+        packed = kernel and job.packed
         for block in Span(job, task.span).blocks:
             at = place(job, block, self.plan)
-            base, experts, extras = self.reader.read(job, at, digests)
+            base, experts, extras = self.reader.read(
+                job, at, digests, packed=packed, check=task.first
+            )
             if task.first:
                 self._check_finite(job)
-            merged = call(job.merger, base, experts, at, {**extras, **task.folded})
+            out = self.reader.space(job, at) if kernel else None
+            merged = call(job.merger, base, experts, at, {**extras, **task.folded}, out)
             raw = self.reader.encode(merged, job)
             digests.setdefault(OUT, []).append(Reader.digest(raw))
             self.write(job, block, raw)

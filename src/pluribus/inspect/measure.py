@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from pluribus.core.errors import InputError
-from pluribus.core.fold import Selection, TopK, magnitudes, share_of
+from pluribus.core.fold import magnitudes
 from pluribus.core.merger import At, Fraction, NonNegative, Stage, merger
+from pluribus.core.order import Selection, TopK, share_of
 from pluribus.engine.driver import plan_pool
 from pluribus.engine.plan import Plan
 from pluribus.engine.run import Progress, Run

@@ -1,23 +1,24 @@
 """Fused CPU kernels: the same arithmetic as the readable methods, in one pass over memory.
 
-Each file is named after the method it serves and is found by that name; it defines
-`fused(merger, base, experts, *, at, **folded) -> array` on float32 numpy blocks, and may define
-`values(merger, fold name, base, experts, *, at, **folded)` for its folds, which returns values, a
-`Summed`, or None where the readable form is to do it.
-The readable form in `pluribus.merge` stays the oracle, and the contract suite holds the two
-together.
+Each file is named after the method it serves and is found by that name. It defines
+`fused(merger, base, experts, *, at, out, **folded) -> array` on blocks of float32 or packed
+bfloat16 (see `chunks`), which fills `out` if it is given one, and may define `values`, a mapping from names
+of the method's folds to `kernel(merger, base, experts, *, at, **folded)`, which returns the values
+or, of a fold that sums, a `Summed`.
+
+The readable form in `pluribus.merge` stays the oracle, and tests/kernels holds the two together bit
+for bit.
 """
 
 import importlib
 import importlib.util
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 
 @cache
-def find(name: str, part: str = "fused") -> Callable[..., Any] | None:
-    """Return a part of the kernel of the method called `name`, if it has one."""
+def find(name: str, part: str) -> Any:
+    """Return a part of the kernels of the method called `name`, or None."""
     if not name.isidentifier():
         return None
     where = f"{__name__}.{name}"

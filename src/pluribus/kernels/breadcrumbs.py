@@ -1,90 +1,100 @@
-"""Breadcrumbs on one block in one pass: keep a band of magnitudes, add (or vote).
-
-Only where ties at a cut need no counting or are counted in place order, as the readable form does.
-"""
+"""Breadcrumbs on one block in one pass: keep a band of magnitudes, add (or vote)."""
 
 from typing import Any
 
-import numba as nb
 import numpy as np
 
 from pluribus.core.arrays import per_expert
-from pluribus.core.fold import Selection, Summed
+from pluribus.core.fold import Summed
 from pluribus.core.merger import At
+from pluribus.core.order import Selection
 from pluribus.core.sparse import l1_factors, total_weight
-from pluribus.kernels.combine import CHUNK, finish
-from pluribus.kernels.dare_linear import sizes
+from pluribus.kernels.chunks import CHUNK, jit, load, load_update, space
+from pluribus.kernels.combine import finish
+from pluribus.kernels.fold import LANES, add_sizes, sum_sizes
 
 ALL = np.iinfo(np.int64).max
 
 
-@nb.njit(nogil=True, cache=True)
-def _band(base, expert, low, low_spare, high, high_spare, tau):
-    """Fill `tau` with the updates from `high` (left out) down to `low`; return the ties left."""
+@jit
+def _band(tau, low, low_spare, high, high_spare):
+    """Clear `tau` above `high` (left out) and below `low`; return the ties that are left."""
     zero = np.float32(0)
-    n = base.size
-    tied = 0
-    for i in range(n):
-        size = abs(expert[i] - base[i])
-        tied += np.int64((size == low) & (low_spare != ALL))
-        tied += np.int64((size == high) & (high_spare != ALL))
-    if tied == 0:
-        for i in range(n):
-            delta = expert[i] - base[i]
-            size = abs(delta)
-            tau[i] = delta if (size >= low) & (size < high) else zero
+    low_ties, high_ties = np.uint32(0), np.uint32(0)
+    if low_spare != ALL or high_spare != ALL:
+        for i in range(tau.size):
+            low_ties += np.uint32(abs(tau[i]) == low)
+            high_ties += np.uint32(abs(tau[i]) == high)
+    from_low = low_spare == ALL or np.int64(low_ties) <= low_spare
+    from_high = high_spare == ALL or np.int64(high_ties) <= high_spare
+    if from_low and from_high:  # all ties at an end are on the same side of it
+        for i in range(tau.size):
+            size = abs(tau[i])
+            tau[i] = tau[i] if size >= low and size < high else zero
+        if low_spare != ALL:
+            low_spare -= np.int64(low_ties)
+        if high_spare != ALL:
+            high_spare -= np.int64(high_ties)
         return low_spare, high_spare
-    for i in range(n):
-        delta = expert[i] - base[i]
-        size = abs(delta)
+    if from_low and high_spare == 0:
+        for i in range(tau.size):
+            size = abs(tau[i])
+            tau[i] = tau[i] if size >= low and size <= high else zero
+        return low_spare if low_spare == ALL else low_spare - np.int64(low_ties), high_spare
+    for i in range(tau.size):
+        size = abs(tau[i])
         reached = size > low or (size == low and low_spare > 0)
         if size == low and low_spare > 0 and low_spare != ALL:
             low_spare -= 1
         begun = size > high or (size == high and high_spare > 0)
         if size == high and high_spare > 0 and high_spare != ALL:
             high_spare -= 1
-        tau[i] = delta if reached and not begun else zero
+        tau[i] = tau[i] if reached and not begun else zero
     return low_spare, high_spare
 
 
-@nb.njit(nogil=True, cache=True)
+@jit
 def _block(
     base, experts, low, low_spare, high, high_spare, factor, weight, vote, normalize, whole, scale,
     out,
 ):  # fmt: skip
     t, n = experts.shape
     one = np.float32(1)
+    b = np.empty(CHUNK, np.float32)
     tau = np.empty((t, CHUNK), np.float32)
     for start in range(0, n, CHUNK):
         stop = min(start + CHUNK, n)
         m = stop - start
+        load(base[start:stop], b[:m])
         for j in range(t):
-            low_spare[j], high_spare[j] = _band(
-                base[start:stop], experts[j, start:stop], low[j], low_spare[j], high[j],
-                high_spare[j], tau[j, :m],
-            )  # fmt: skip
+            row = tau[j, :m]
+            load_update(b[:m], experts[j, start:stop], row)
+            low_spare[j], high_spare[j] = _band(row, low[j], low_spare[j], high[j], high_spare[j])
+            f, w = factor[j], weight[j]
             for i in range(m):
-                tau[j, i] = tau[j, i] * factor[j] * weight[j]
-        finish(
-            base[start:stop], tau[:, :m], weight, vote, normalize, whole, one, scale,
-            out[start:stop],
-        )  # fmt: skip
+                row[i] = row[i] * f * w
+        finish(b[:m], tau, 0, weight, vote, normalize, whole, one, scale, out[start:stop])
 
 
-@nb.njit(nogil=True, cache=True)
-def _kept(base, expert, low, low_spare, high, high_spare):
-    """Return the L1 norm of a band of one block."""
-    tau = np.empty(CHUNK, np.float32)
-    total = 0.0
-    for start in range(0, base.size, CHUNK):
-        stop = min(start + CHUNK, base.size)
-        low_spare, high_spare = _band(
-            base[start:stop], expert[start:stop], low, low_spare, high, high_spare,
-            tau[: stop - start],
-        )  # fmt: skip
-        for i in range(stop - start):
-            total += np.float64(abs(tau[i]))
-    return total
+@jit
+def _kept(base, experts, low, low_spare, high, high_spare, out):
+    """Fill `out` with the L1 norms of the bands of one block."""
+    t, n = experts.shape
+    b = np.empty(CHUNK, np.float32)
+    tau = np.empty((t, CHUNK), np.float32)
+    lanes = np.zeros((t, LANES), np.float64)
+    for start in range(0, n, CHUNK):
+        stop = min(start + CHUNK, n)
+        m = stop - start
+        load(base[start:stop], b[:m])
+        for j in range(t):
+            row = tau[j, :m]
+            load_update(b[:m], experts[j, start:stop], row)
+            low_spare[j], high_spare[j] = _band(row, low[j], low_spare[j], high[j], high_spare[j])
+            add_sizes(row, lanes[j])
+    last = n % CHUNK if n % CHUNK else CHUNK
+    for j in range(t):
+        out[j] = sum_sizes(lanes[j], tau[j, last - n % LANES : last])
 
 
 def _ends(ends: Selection, at: At) -> tuple[np.ndarray, ...]:
@@ -96,30 +106,16 @@ def _ends(ends: Selection, at: At) -> tuple[np.ndarray, ...]:
     return tuple(found)
 
 
-def values(
-    merger: Any,
-    name: str,
-    base: np.ndarray,
-    experts: np.ndarray,
-    *,
-    at: At,
-    ends: Selection | None = None,
-    **_: Any,
-) -> Summed | None:
-    """Return the L1 norms before or after sparsifying."""
-    if name == "before":
-        return sizes(base, experts)
-    if name != "after" or ends is None:
-        return None
-    low, low_spare, high, high_spare = _ends(ends, at)
-    return Summed(
-        np.array(
-            [
-                _kept(base, row, low[j], low_spare[j], high[j], high_spare[j])
-                for j, row in enumerate(experts)
-            ]
-        )
-    )
+def _after(
+    merger: Any, base: np.ndarray, experts: np.ndarray, *, at: At, ends: Selection, **_: Any
+) -> Summed:
+    """Return the L1 norms of what stays."""
+    sums = np.empty(experts.shape[0])
+    _kept(base, experts, *_ends(ends, at), sums)
+    return Summed(sums)
+
+
+values = {"after": _after}
 
 
 def fused(
@@ -128,21 +124,20 @@ def fused(
     experts: np.ndarray,
     *,
     at: At,
-    ends: Selection | None = None,
+    ends: Selection,
     before: np.ndarray | None = None,
     after: np.ndarray | None = None,
+    out: np.ndarray | None = None,
     vote: bool = False,
     **_: Any,
 ) -> np.ndarray:
     """See `pluribus.merge.breadcrumbs.Breadcrumbs`."""
-    if ends is None:  # bands of rows: the readable form sorts them
-        return merger(base, experts, at=at, before=before, after=after)
     t = experts.shape[0]
     factor = np.ones(t, np.float32)
     if before is not None and after is not None:
         factor = np.array(l1_factors(before, after), np.float32)
     whole = total_weight(merger.weight, t) if merger.normalize and not vote else 1.0
-    out = np.empty_like(base)
+    out = space(base, out)
     low, low_spare, high, high_spare = _ends(ends, at)
     _block(
         base,

@@ -2,44 +2,42 @@
 
 from typing import Any
 
-import numba as nb
 import numpy as np
 
-from pluribus.kernels.combine import CHUNK
+from pluribus.kernels.chunks import CHUNK, jit, load, space, store
 
 
-@nb.njit(nogil=True, cache=True)
-def _begin(row, share, total):
-    for i in range(row.size):
-        total[i] = np.float64(row[i]) * share
-
-
-@nb.njit(nogil=True, cache=True)
-def _add(row, share, total):
-    for i in range(row.size):
-        total[i] += np.float64(row[i]) * share
-
-
-@nb.njit(nogil=True, cache=True)
-def _round(total, out):
-    for i in range(out.size):
-        out[i] = np.float32(total[i])
-
-
-@nb.njit(nogil=True, cache=True)
+@jit
 def _block(experts, share, out):
     t, n = experts.shape
+    row = np.empty(CHUNK, np.float32)
     total = np.empty(CHUNK, np.float64)
-    for low in range(0, n, CHUNK):
-        high = min(low + CHUNK, n)
-        _begin(experts[0, low:high], share[0], total)
-        for j in range(1, t):
-            _add(experts[j, low:high], share[j], total)
-        _round(total, out[low:high])
+    for start in range(0, n, CHUNK):
+        stop = min(start + CHUNK, n)
+        m = stop - start
+        for j in range(t):
+            load(experts[j, start:stop], row[:m])
+            w = share[j]
+            if j == 0:
+                for i in range(m):
+                    total[i] = np.float64(row[i]) * w
+            else:
+                for i in range(m):
+                    total[i] += np.float64(row[i]) * w
+        for i in range(m):
+            row[i] = np.float32(total[i])
+        store(row[:m], out[start:stop])
 
 
-def fused(merger: Any, base: np.ndarray | None, experts: np.ndarray, **_: Any) -> np.ndarray:
+def fused(
+    merger: Any,
+    base: np.ndarray | None,
+    experts: np.ndarray,
+    *,
+    out: np.ndarray | None = None,
+    **_: Any,
+) -> np.ndarray:
     """See `pluribus.merge.linear.Linear`."""
-    out = np.empty(experts.shape[1], np.float32)
+    out = space(experts[0], out)
     _block(experts, np.array(merger.shares(experts.shape[0])), out)
     return out

@@ -2,95 +2,101 @@
 
 from typing import Any
 
-import numba as nb
 import numpy as np
 
 from pluribus.core.arrays import per_expert
-from pluribus.core.fold import Ranked, Selection
 from pluribus.core.merger import At
+from pluribus.core.order import Ranked, Selection
+from pluribus.kernels.chunks import CHUNK, jit, load, load_update, space, store
+from pluribus.kernels.combine import elect
 
-CHUNK = 1024
 ALL = np.iinfo(np.int64).max
 MEAN, SUM, MAX = 0, 1, 2
 
 
-@nb.njit(nogil=True, cache=True)
-def _keep(base, expert, weight, cut, spare, tau):
-    """Fill `tau` with the trimmed, weighted update of one chunk; return how many ties are left.
+@jit
+def keep(tau, weight, cut, spare):
+    """Trim and weigh the updates of one chunk; return how many ties are left.
 
     Elements equal to the cut are kept in order while `spare` lasts.
     """
     zero = np.float32(0)
-    n = base.size
+    n = tau.size
     equal = 0
     if spare != ALL:
+        tied = np.uint32(0)
         for i in range(n):
-            equal += np.int64(abs(expert[i] - base[i]) == cut)
-    if spare == ALL or equal == 0 or equal <= spare:
+            tied += np.uint32(abs(tau[i]) == cut)
+        equal = np.int64(tied)
+    if spare == ALL or equal <= spare:
         for i in range(n):
-            delta = expert[i] - base[i]
-            tau[i] = delta * weight if abs(delta) >= cut else zero
+            tau[i] = tau[i] * weight if abs(tau[i]) >= cut else zero
         return spare if spare == ALL else spare - equal
     if spare == 0:
         for i in range(n):
-            delta = expert[i] - base[i]
-            tau[i] = delta * weight if abs(delta) > cut else zero
+            tau[i] = tau[i] * weight if abs(tau[i]) > cut else zero
         return spare
     for i in range(n):
-        delta = expert[i] - base[i]
-        size = abs(delta)
-        keep = size > cut
+        size = abs(tau[i])
+        stays = size > cut
         if size == cut and spare > 0:
-            keep = True
+            stays = True
             spare -= 1
-        tau[i] = delta * weight if keep else zero
+        tau[i] = tau[i] * weight if stays else zero
     return spare
 
 
-@nb.njit(nogil=True, cache=True)
+@jit
 def _block(base, experts, weight, cut, spare, default, scale, agg, out):
     t, n = experts.shape
     zero, one = np.float32(0), np.float32(1)
+    b = np.empty(CHUNK, np.float32)
     tau = np.empty((t, CHUNK), np.float32)
     total = np.empty(CHUNK, np.float32)
     kept = np.empty(CHUNK, np.float32)
     divisor = np.empty(CHUNK, np.float32)
+    sign = np.empty(CHUNK, np.float32)
     for start in range(0, n, CHUNK):
         stop = min(start + CHUNK, n)
         m = stop - start
-        b = base[start:stop]
+        load(base[start:stop], b[:m])
         for j in range(t):
-            spare[j] = _keep(b, experts[j, start:stop], weight[j], cut[j], spare[j], tau[j, :m])
+            row = tau[j, :m]
+            load_update(b[:m], experts[j, start:stop], row)
+            spare[j] = keep(row, weight[j], cut[j], spare[j])
+            if j == 0:
+                for i in range(m):
+                    total[i] = row[i]
+            else:
+                for i in range(m):
+                    total[i] += row[i]
+        elect(total[:m], default, sign)
         for i in range(m):
-            total[i] = tau[0, i]
             kept[i] = zero
             divisor[i] = zero
-        for j in range(1, t):
-            for i in range(m):
-                total[i] += tau[j, i]
-        for i in range(m):  # the elected sign; a vote that cancels takes the default
-            total[i] = default if total[i] == zero else total[i]
         for j in range(t):
             w = weight[j]
-            for i in range(m):
-                row = tau[j, i]
-                plus = (total[i] > zero) & (row > zero)
-                minus = (total[i] <= zero) & (row < zero)
-                vote = plus | minus
-                value = row if vote else zero
-                if agg == MAX:
-                    kept[i] = max(kept[i], abs(value))
-                else:
-                    kept[i] += value
-                divisor[i] += w if vote else zero
+            row = tau[j, :m]
+            if agg == MAX:
+                for i in range(m):
+                    size = row[i] * sign[i]
+                    kept[i] = size if size > kept[i] else kept[i]
+            else:
+                for i in range(m):
+                    x = row[i]
+                    agrees = x * sign[i] > zero
+                    kept[i] += x if agrees else zero
+                    divisor[i] += w if agrees else zero
         if agg == MEAN:
             for i in range(m):
                 kept[i] = kept[i] / (one if divisor[i] == zero else divisor[i])
         elif agg == MAX:
-            for i in range(m):
-                kept[i] = kept[i] if total[i] > zero else (-kept[i] if total[i] < zero else zero)
+            for i in range(m):  # where votes cancel and nothing breaks the tie, nothing is added
+                none = zero if default == zero else kept[i] * sign[i]
+                kept[i] = none if total[i] == zero else kept[i] * sign[i]
         for i in range(m):
-            out[start + i] = b[i] + scale * kept[i]
+            kept[i] = b[i] + scale * kept[i]
+        store(kept[:m], out[start:stop])
 
 
 def fused(
@@ -101,6 +107,7 @@ def fused(
     at: At,
     trim: Selection | Ranked,
     majority: Any = None,
+    out: np.ndarray | None = None,
     **_: Any,
 ) -> np.ndarray:
     """See `pluribus.merge.ties.Ties`."""
@@ -111,7 +118,7 @@ def fused(
         cut, spare = trim.values[:, 0], np.full(t, ALL)
     default = 1.0 if majority is None else float(np.sign(majority[0]))
     agg = {"mean": MEAN if merger.normalize else SUM, "sum": SUM, "max": MAX}[merger.agg]
-    out = np.empty_like(base)
+    out = space(base, out)
     _block(
         base,
         experts,

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pluribus.core.arrays import Array, Float, namespace
-from pluribus.core.fold import Order, Ranked
 from pluribus.core.merger import Stage, merger
+from pluribus.core.order import Order, Ranked
 
 
 @merger("arcee_fusion", grain="row", experts=(1, 1))

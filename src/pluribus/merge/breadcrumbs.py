@@ -30,7 +30,7 @@ import numpy as np
 
 from pluribus.core.arrays import Array, Float, column
 from pluribus.core.errors import InputError
-from pluribus.core.fold import Selection, Sum, TopK, magnitudes
+from pluribus.core.fold import Sum, magnitudes
 from pluribus.core.merger import (
     At,
     FractionPerExpert,
@@ -40,6 +40,7 @@ from pluribus.core.merger import (
     Stage,
     merger,
 )
+from pluribus.core.order import Selection, TopK
 from pluribus.core.sparse import band, combine, l1_factors, top_of_rows
 
 Within = Literal["tensor", "row", "model"]
@@ -70,6 +71,11 @@ class Breadcrumbs:
     def grain(self) -> Grain:
         """Whole rows where ranks run over rows."""
         return grain_of(self.scope, self.official)
+
+    @property
+    def fusible(self) -> bool:
+        """Whether the kernel does this scope: it sorts no rows."""
+        return self.scope != "row"
 
     def folds(self) -> Sequence[Stage]:
         """Ask for both ends of each expert's band, and for L1 norms if they are to be kept."""

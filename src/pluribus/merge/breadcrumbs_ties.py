@@ -18,7 +18,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from pluribus.core.arrays import Array, Float
-from pluribus.core.fold import Selection
 from pluribus.core.merger import (
     At,
     FractionPerExpert,
@@ -28,6 +27,7 @@ from pluribus.core.merger import (
     Stage,
     merger,
 )
+from pluribus.core.order import Selection
 from pluribus.core.sparse import combine, refuse_negative
 from pluribus.merge.breadcrumbs import Breadcrumbs, Order, Within, check_band, grain_of
 
@@ -69,6 +69,11 @@ class BreadcrumbsTies:
     def grain(self) -> Grain:
         """Whole rows where ranks run over rows."""
         return grain_of(self.scope, self.official)
+
+    @property
+    def fusible(self) -> bool:
+        """Whether the kernel does this scope: it sorts no rows."""
+        return self.scope != "row"
 
     def folds(self) -> Sequence[Stage]:
         """Ask for what the band needs."""

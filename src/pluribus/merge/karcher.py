@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pluribus.core.arrays import Array, Float
-from pluribus.core.fold import Gram
+from pluribus.core.fold import Gram, models
 from pluribus.core.merger import Positive, PositiveInt, Stage, merger
 from pluribus.core.sparse import weighted_sum
 
@@ -39,19 +39,19 @@ class Karcher:
 
     def folds(self) -> Sequence[Stage]:
         """Ask for the experts' inner products."""
-        return [{"gram": Gram(of=_experts)}]
+        return [{"gram": Gram(of=models)}]
 
     def __call__(
         self, base: Array | None, experts: Float[Array, "t n"], *, gram: np.ndarray
     ) -> Float[Array, " n"]:
         """Merge one block."""
-        if experts.shape[0] == 1:
-            return experts[0]
         return weighted_sum(experts, self.coefficients(gram))
 
     def coefficients(self, gram: np.ndarray) -> np.ndarray:
         """Return what each expert is multiplied by, (t,)."""
         norms = np.sqrt(np.diag(gram))
+        if norms.size == 1:
+            return np.ones(1)
         found = np.zeros(norms.size)
         used = np.flatnonzero(norms > self.tol)
         if not used.size:
@@ -85,8 +85,3 @@ class Karcher:
             mean = np.cos(step) * mean + np.sin(step) / step * tangent
             mean = mean / length(mean)
         return mean
-
-
-def _experts(base: Array | None, experts: Array) -> Array:
-    """The inputs themselves, (t, n)."""
-    return experts

@@ -53,13 +53,21 @@ class ModelStock:
         count = experts.shape[0]
         update = add_up(experts - base) * (1 / count)
         if gram is not None:
-            share = float(_shares(lambda i, j: gram[i, j], count, np))
-            return base + update * share
+            return base + update * self.share(gram)
         xp = namespace(experts)
         tau = xp.astype(experts - base, xp.float64)
         shares = _shares(lambda i, j: xp.sum(tau[i] * tau[j], axis=-1, keepdims=True), count, xp)
         shares = xp.astype(shares, experts.dtype)
         return base + update * shares
+
+    def share(self, gram: np.ndarray) -> float:
+        """Return how far to go from the base to the experts' average."""
+        return float(_shares(lambda i, j: gram[i, j], gram.shape[0], np))
+
+    @property
+    def fusible(self) -> bool:
+        """Whether one cosine holds for the whole tensor."""
+        return not self.filter_wise
 
 
 def _shares(dot: Callable[[int, int], Any], count: int, xp: Any) -> Any:

@@ -23,7 +23,7 @@ import numpy as np
 
 from pluribus.core.arrays import Array, Float, per_expert
 from pluribus.core.errors import InputError
-from pluribus.core.fold import Gram
+from pluribus.core.fold import Gram, vectors
 from pluribus.core.merger import At, PerExpert, Positive, Stage, merger
 from pluribus.core.sparse import total_weight, weighted_sum
 
@@ -39,7 +39,7 @@ class MultiSlerp:
 
     def folds(self) -> Sequence[Stage]:
         """Ask for the inner products of all that is interpolated."""
-        return [{"gram": Gram(of=_vectors)}]
+        return [{"gram": Gram(of=vectors)}]
 
     def __call__(
         self,
@@ -53,10 +53,14 @@ class MultiSlerp:
         count = experts.shape[0]
         if count == 1:
             return experts[0]
-        merged = weighted_sum(_vectors(base, experts), self._coefficients(gram, at))
+        merged = weighted_sum(vectors(base, experts), self.coefficients(gram, at))
         return merged if base is None else base + merged
 
-    def _coefficients(self, gram: np.ndarray, at: At) -> np.ndarray:
+    def coefficients(self, gram: np.ndarray, at: At) -> np.ndarray:
+        """Return what each expert, or its update, is multiplied by, (t,).
+
+        Raises InputError where directions or weights cancel.
+        """
         count = gram.shape[0]
         weights = np.array(per_expert(self.weight, count))
         if self.normalize_weights:
@@ -74,8 +78,3 @@ class MultiSlerp:
             f"multislerp: the weighted directions of the {count} experts cancel in tensor "
             f"{at.name!r}, so they have no mean direction; change the weights or leave one out"
         )
-
-
-def _vectors(base: Array | None, experts: Array) -> Array:
-    """What is interpolated, (t, n)."""
-    return experts if base is None else experts - base

@@ -22,7 +22,7 @@ import numpy as np
 
 from pluribus.core.arrays import Array, Float, namespace, per_expert
 from pluribus.core.errors import InputError
-from pluribus.core.fold import Gram
+from pluribus.core.fold import Gram, vectors
 from pluribus.core.merger import Grain, PerExpert, Stage, merger
 from pluribus.core.sparse import weighted_sum
 
@@ -54,7 +54,7 @@ class NuSlerp:
 
     def folds(self) -> Sequence[Stage]:
         """Ask for the inner products of the flattened vectors."""
-        return [{"gram": Gram(of=_vectors)}] if self.nuslerp_flatten else []
+        return [{"gram": Gram(of=vectors)}] if self.nuslerp_flatten else []
 
     def __call__(
         self,
@@ -64,23 +64,32 @@ class NuSlerp:
         gram: np.ndarray | None = None,
     ) -> Float[Array, "..."]:
         """Merge one block."""
-        first, second = per_expert(self.weight, 2)
-        t = 0.5 if first == second == 0 else second / (first + second)
-        x = _vectors(base, experts)
+        x = vectors(base, experts)
         if gram is not None:
-            cos = gram[0, 1] / np.prod(np.maximum(np.sqrt(np.diag(gram)), 1e-7))
-            merged = weighted_sum(x, [float(c) for c in _coefficients(t, cos)])
+            merged = weighted_sum(x, self.coefficients(gram))
         else:
-            a, b = _coefficients(t, _cosines(x, 0 if self.nuslerp_row_wise else -1))
+            a, b = _coefficients(self._share, _cosines(x, 0 if self.nuslerp_row_wise else -1))
             xp = namespace(x)
             merged = x[0] * xp.astype(a, x.dtype) + x[1] * xp.astype(b, x.dtype)
             merged = merged.reshape(experts.shape[1:])
         return merged if base is None else base + merged
 
+    @property
+    def fusible(self) -> bool:
+        """Whether one angle holds for the whole tensor."""
+        return self.nuslerp_flatten
 
-def _vectors(base: Array | None, experts: Array) -> Array:
-    """What is interpolated, (2, n)."""
-    return experts if base is None else experts - base
+    @property
+    def _share(self) -> float:
+        """How far to go from the first to the second."""
+        first, second = per_expert(self.weight, 2)
+        return 0.5 if first == second == 0 else second / (first + second)
+
+    def coefficients(self, gram: np.ndarray) -> tuple[float, float]:
+        """Return what the two vectors are multiplied by."""
+        cos = gram[0, 1] / np.prod(np.maximum(np.sqrt(np.diag(gram)), 1e-7))
+        a, b = _coefficients(self._share, cos)
+        return float(a), float(b)
 
 
 def _cosines(x: Array, axis: int) -> Array:

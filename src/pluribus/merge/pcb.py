@@ -34,8 +34,9 @@ from annotated_types import Interval
 
 from pluribus.core.arrays import Array, Float, column, namespace
 from pluribus.core.errors import InputError
-from pluribus.core.fold import Order, Ranked, magnitudes
+from pluribus.core.fold import magnitudes
 from pluribus.core.merger import Fraction, PerExpert, Scope, Stage, merger
+from pluribus.core.order import Order, Ranked
 
 Variant = Literal["paper-code", "nlp", "vision"]
 CLIPS = {"paper-code": 1e-4, "nlp": 0.01, "vision": 0.01}

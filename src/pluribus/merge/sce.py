@@ -11,18 +11,18 @@ Wan et al., 2024, https://arxiv.org/abs/2408.07990 (FuseChat), section 3.3; merg
 As in mergekit a divisor counts as at least 1e-6, and all experts weigh the same where their squares
 add up to less than 1e-6 (updates of about 1e-3, which fine-tuning often makes).
 
-Deviates from mergekit: equal variances by place. Two passes; two more with select_topk < 1.
+Deviates from mergekit: equal variances by place. Two passes; one more with select_topk < 1.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from pluribus.core.arrays import Array, Float, column, namespace
-from pluribus.core.fold import Selection, Sum, TopK
+from pluribus.core.fold import Sum
 from pluribus.core.merger import At, Share, Stage, merger
+from pluribus.core.order import Ranks, Selection, TopK
 from pluribus.core.sparse import add_up, agreeing, disjoint, elected
 
 
@@ -39,7 +39,8 @@ class Sce:
         energy: Stage = {"energy": Sum(of=self._squares)}
         if self.select_topk >= 1:
             return [energy]
-        return [{"chosen": _TopOfNonzero(of=variance, share=self.select_topk)}, energy]
+        chosen = TopK(of=variance, ranks=_ranks(self.select_topk), nonzero=True)
+        return [{"chosen": chosen}, energy]
 
     def _updates(self, base: Array, experts: Array, at: At, chosen: Selection | None) -> Array:
         tau = experts - base
@@ -73,25 +74,11 @@ class Sce:
 def variance(base: Array, experts: Array) -> Array:
     """Variance of the updates over the experts, (1, n); exactly 0 where all are equal."""
     tau = experts - base
-    rest = tau - (tau[0] + add_up(tau - tau[0]) / tau.shape[0])
-    return (add_up(rest * rest) / tau.shape[0])[None]
+    part = 1 / tau.shape[0]
+    rest = tau - (tau[0] + add_up(tau - tau[0]) * part)
+    return (add_up(rest * rest) * part)[None]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _TopOfNonzero(Sum):
-    """Counts the values that are not zero, then selects the largest `share` of so many."""
-
-    share: float
-
-    def update(self, state: Any, values: Array, at: At) -> Any:
-        """See `Fold`."""
-        return super().update(state, namespace(values).astype(values != 0, values.dtype), at)
-
-    def finish(self, state: Any) -> TopK:  # type: ignore[override]
-        """Return the fold that selects."""
-        counts = state.total()
-
-        def ranks(size: int, rows: int) -> np.ndarray:
-            return np.array([[int(int(count) * self.share)] for count in counts[:rows]])
-
-        return TopK(of=self.of, ranks=ranks)
+def _ranks(share: float) -> Ranks:
+    """Return ranks that keep int(share · n) elements, of n that are not zero."""
+    return lambda size, rows: np.full((rows, 1), int(size * share), np.int64)

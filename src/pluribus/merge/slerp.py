@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pluribus.core.arrays import Array, Float, namespace
-from pluribus.core.fold import Gram
+from pluribus.core.arrays import Array, Float
+from pluribus.core.fold import Gram, with_base
 from pluribus.core.merger import Stage, merger
 
 STRAIGHT = 0.9995  # from this |cos| on the arc is a line
@@ -32,22 +32,22 @@ class Slerp:
 
     def folds(self) -> Sequence[Stage]:
         """Ask for the inner products of base and expert."""
-        return [{"gram": Gram(of=_both)}]
+        return [{"gram": Gram(of=with_base)}]
 
     def __call__(
         self, base: Float[Array, " n"], experts: Float[Array, "1 n"], *, gram: np.ndarray
     ) -> Float[Array, " n"]:
         """Merge one block."""
+        a, b = self.coefficients(gram)
+        return base * a + experts[0] * b
+
+    def coefficients(self, gram: np.ndarray) -> tuple[float, float]:
+        """Return what base and expert are multiplied by."""
         norms = np.sqrt(np.diag(gram))
         norms = np.where(norms > 1e-8, norms, 1.0)
         cos = float(np.clip(gram[0, 1] / norms[0] / norms[1], -1, 1))
         if abs(cos) > STRAIGHT:
-            return base * (1 - self.t) + experts[0] * self.t
+            return 1 - self.t, self.t
         angle = np.arccos(cos)
         a, b = np.sin((1 - self.t) * angle), np.sin(self.t * angle)
-        return base * float(a / np.sin(angle)) + experts[0] * float(b / np.sin(angle))
-
-
-def _both(base: Array, experts: Array) -> Array:
-    """Base and expert, (2, n)."""
-    return namespace(base).stack([base, experts[0]])
+        return float(a / np.sin(angle)), float(b / np.sin(angle))

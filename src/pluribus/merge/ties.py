@@ -30,8 +30,9 @@ from typing import Literal
 import numpy as np
 
 from pluribus.core.arrays import Array, Float, column, namespace
-from pluribus.core.fold import Order, Ranked, Selection, Sum, TopK, magnitudes, share_of
+from pluribus.core.fold import Sum, magnitudes
 from pluribus.core.merger import At, FractionPerExpert, Grain, PerExpert, Scope, Stage, merger
+from pluribus.core.order import Order, Ranked, Selection, TopK, share_of
 from pluribus.core.sparse import (
     add_up,
     agreeing,

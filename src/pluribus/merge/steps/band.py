@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from pluribus.core.arrays import Array, Float
 from pluribus.core.chain import step
-from pluribus.core.fold import Selection, TopK
 from pluribus.core.merger import At, FractionPerExpert, Scope, SharePerExpert, Stage
+from pluribus.core.order import Selection, TopK
 from pluribus.core.sparse import band
 from pluribus.merge.steps.trim import sizes
 

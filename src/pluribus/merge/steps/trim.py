@@ -13,8 +13,8 @@ from typing import Literal
 
 from pluribus.core.arrays import Array, Float, column
 from pluribus.core.chain import step
-from pluribus.core.fold import Order, Ranked, Selection, TopK, share_of
 from pluribus.core.merger import At, FractionPerExpert, Scope, Stage
+from pluribus.core.order import Order, Ranked, Selection, TopK, share_of
 
 
 def sizes(values: Array) -> Array:

@@ -1,0 +1,20 @@
+"""Karcher mean: one weighted sum, once its coefficients are known."""
+
+from typing import Any
+
+import numpy as np
+
+from pluribus.kernels.weighted import weighted
+
+
+def fused(
+    merger: Any,
+    base: np.ndarray | None,
+    experts: np.ndarray,
+    *,
+    gram: np.ndarray,
+    out: np.ndarray | None = None,
+    **_: Any,
+) -> np.ndarray:
+    """See `pluribus.merge.karcher.Karcher`."""
+    return weighted(experts, merger.coefficients(gram), out)

@@ -1,0 +1,22 @@
+"""Model Stock: one sum of updates, once it is known how far to go."""
+
+from typing import Any
+
+import numpy as np
+
+from pluribus.kernels.weighted import weighted
+
+
+def fused(
+    merger: Any,
+    base: np.ndarray,
+    experts: np.ndarray,
+    *,
+    gram: np.ndarray,
+    out: np.ndarray | None = None,
+    **_: Any,
+) -> np.ndarray:
+    """See `pluribus.merge.model_stock.ModelStock`."""
+    count = experts.shape[0]
+    then = (1 / count, merger.share(gram))
+    return weighted(experts, np.ones(count), out, base=base, minus=True, add=True, then=then)

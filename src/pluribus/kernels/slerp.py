@@ -1,0 +1,21 @@
+"""Spherical interpolation: one weighted sum, once the angle is known."""
+
+from typing import Any
+
+import numpy as np
+
+from pluribus.kernels.weighted import weighted
+
+
+def fused(
+    merger: Any,
+    base: np.ndarray,
+    experts: np.ndarray,
+    *,
+    gram: np.ndarray,
+    out: np.ndarray | None = None,
+    **_: Any,
+) -> np.ndarray:
+    """See `pluribus.merge.slerp.Slerp`."""
+    a, b = merger.coefficients(gram)
+    return weighted(experts, np.array([b]), out, base=base, lead=a)
