@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from array_api_compat import array_namespace as namespace
-from jaxtyping import Bool, Float, Int
+
+from pluribus.core.shapes import Bool, Float, Int
 
 if TYPE_CHECKING:
     import torch

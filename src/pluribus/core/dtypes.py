@@ -81,11 +81,12 @@ def widen(raw: np.ndarray, kind: DType, out: np.ndarray) -> bool:
     return not kind.is_float or all_finite(out)
 
 
-def finite_bf16(bits: np.ndarray) -> bool:
-    """Return whether no bf16 bit pattern (uint16) is NaN or infinite."""
-    from pluribus.kernels.convert import finite_bf16 as finite
+def first_nonfinite(rows: np.ndarray) -> int | None:
+    """Return the first row of bf16 bit patterns (uint16, 2-D) with NaN or infinity, if any."""
+    from pluribus.kernels.convert import first_nonfinite_bf16
 
-    return bool(finite(bits))
+    found = int(first_nonfinite_bf16(rows))
+    return None if found < 0 else found
 
 
 def all_finite(values: np.ndarray) -> bool:

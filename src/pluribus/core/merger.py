@@ -10,6 +10,7 @@ before it can treat a block it asks for through `folds()` and receives by name.
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cache
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, cast
 
 import numpy as np
@@ -116,7 +117,12 @@ def facts(method: Any) -> Facts:
     """Return the facts of a merger or its class; an instance's own `grain` goes first."""
     known = getattr(method, FACTS)
     own = None if isinstance(method, type) else getattr(method, "grain", None)
-    return known if own is None else replace(known, grain=own)
+    return known if own is None or own == known.grain else _in_grain(known, own)
+
+
+@cache
+def _in_grain(known: Facts, grain: Grain) -> Facts:
+    return replace(known, grain=grain)
 
 
 def columns(grain: Grain, shape: tuple[int, ...]) -> int:

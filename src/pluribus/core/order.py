@@ -21,7 +21,6 @@ HELD = 1 << 24  # values set aside at most, so that memory does not grow with a 
 SIGMAS = 5  # how far from a sample's quantile the exact one is still found in one pass
 
 Ranks = Callable[[int, int], np.ndarray]  # (elements, rows) -> (t, k) ranks, 1 the largest
-Blocks = dict[tuple[int, int], list[list[np.ndarray]]]  # by block: values of each row and rank
 
 
 class Ranked(NamedTuple):
@@ -42,14 +41,22 @@ class Aim(NamedTuple):
     high: np.ndarray  # (t, k) uint32
 
 
+class _Near(NamedTuple):
+    """What one block holds in the windows."""
+
+    values: np.ndarray  # (t, k, most) uint32
+    counts: np.ndarray  # (t, k): how many of them count
+
+
 @dataclass
 class _Seen:
     """State of an aimed pass: what lies in the windows, by block, and how much lies above them."""
 
     aim: Aim
     above: np.ndarray  # (t, k)
-    values: Blocks = field(default_factory=dict)
+    values: dict[tuple[int, int], _Near] = field(default_factory=dict)
     held: int = 0  # numbers in `values`
+    room: np.ndarray | None = None  # where a kernel puts those of one block
 
 
 @dataclass
@@ -146,6 +153,9 @@ class Order:
 
     def join(self, one: _State, other: _State) -> _State:
         """See `Fold`."""
+        for state in (one, other):
+            if state.seen is not None:
+                state.seen.room = None
         if one.size == 0:
             return other
         if other.size == 0:
@@ -269,11 +279,11 @@ class Order:
             return state
         t, n = shape
         k = seen.aim.low.shape[1]
-        counts, out = np.zeros((t, k), np.int64), np.empty((t, k, n), np.uint32)
+        if seen.room is None or seen.room.shape[2] < n:
+            seen.room = np.empty((t, k, n), np.uint32)
+        counts, out = np.zeros((t, k), np.int64), seen.room
         scan(seen.above, counts, out)
-        seen.values[at.order] = [
-            [out[i, j, : counts[i, j]].copy() for j in range(k)] for i in range(t)
-        ]
+        seen.values[at.order] = _Near(out[:, :, : counts.max()].copy(), counts)
         seen.held += int(counts.sum())
         if seen.held > max(state.size * t * k // 4, SMALL):
             state.lost = True  # the values crowd together: counting digits is cheaper
@@ -289,7 +299,9 @@ class Order:
         above, equal = seen.above.copy(), np.zeros(ranks.shape, np.int64)
         ties = {order: np.zeros(ranks.shape, np.int64) for order in seen.values}
         for i, j in np.ndindex(*ranks.shape):
-            cells = {order: rows[i][j] for order, rows in seen.values.items()}
+            cells = {
+                order: near.values[i, j, : near.counts[i, j]] for order, near in seen.values.items()
+            }
             held = np.concatenate(list(cells.values()))
             rest = int(ranks[i, j] - above[i, j])
             if not 1 <= rest <= held.size:

@@ -1,13 +1,14 @@
 """Read blocks of all inputs into working precision, and encode merged ones; one per thread."""
 
+import threading
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import xxhash
 
 from pluribus.core.arrays import Array, is_torch
-from pluribus.core.dtypes import finite_bf16, narrow, widen
+from pluribus.core.dtypes import first_nonfinite, narrow, widen
 from pluribus.core.merger import At, columns
 from pluribus.core.source import Source
 from pluribus.engine.plan import SPAN, Job
@@ -29,10 +30,66 @@ class Span:
         return range(first, min(first + SPAN, self.job.blocks))
 
 
+class HeldBlock(NamedTuple):
+    """One packed block of all inputs, and the hashes of those that have been read."""
+
+    rows: np.ndarray  # (sources, n) uint16
+    digests: list[str]
+    room: np.ndarray  # the memory that the rows lie in
+
+
+class Held:
+    """Packed inputs of tensors that are read more than once, as long as they are needed.
+
+    Copies a tensor's blocks at their first reading, if all that are held stay below `limit` bytes.
+    Used by all threads; a block is only ever asked for by one at a time.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.size = limit, 0
+        self._blocks: dict[int, dict[int, HeldBlock]] = {}  # job -> block
+        self._free: list[np.ndarray] = []  # memory to use again: new pages are slow to get
+        self._lock = threading.Lock()
+
+    def block(self, job: Job, number: int) -> HeldBlock | None:
+        """Return where a block of a job is held or is to be held, or None."""
+        if job.passes == 1:
+            return None
+        size = job.experts[0].spec.size
+        need = job.blocks * job.block * len(job.sources) * 2
+        with self._lock:
+            blocks = self._blocks.get(job.index)
+            if blocks is None:
+                if self.size + need > self.limit:
+                    return None
+                self.size += need
+                blocks = self._blocks[job.index] = {}
+            found = blocks.get(number)
+            if found is not None:
+                return found
+            room = self._free.pop() if self._free else None
+        count = min(job.block, size - number * job.block)
+        whole = len(job.sources) * count
+        if room is None or room.size < whole:
+            room = np.empty(len(job.sources) * job.block, np.uint16)
+        rows = room[:whole].reshape(len(job.sources), count)
+        blocks[number] = found = HeldBlock(rows, [""] * len(job.sources), room)
+        return found
+
+    def release(self, job: Job) -> None:
+        """Let go of a job's blocks."""
+        with self._lock:
+            blocks = self._blocks.pop(job.index, None)
+            if blocks is not None:
+                self.size -= job.blocks * job.block * len(job.sources) * 2
+                self._free += [block.room for block in blocks.values()]
+
+
 class Reader:
     """Reads blocks into scratch memory that it reuses. Not shared between threads."""
 
-    def __init__(self, device: str = "cpu") -> None:
+    def __init__(self, device: str = "cpu", held: "Held | None" = None) -> None:
+        self.held = held
         self.bad: list[int] = []  # inputs of the last block that held NaN or infinity
         self.device = device
         self._raw = np.empty(0, np.uint8)
@@ -57,20 +114,30 @@ class Reader:
         """
         sources = job.sources
         count = at.stop - at.start
-        kind = np.uint16 if packed else job.wide
-        block = self._scratch(kind, len(sources) * count).reshape(len(sources), count)
+        kept = self.held.block(job, at.block) if packed and self.held is not None else None
+        if kept is not None:
+            block = kept.rows
+        else:
+            kind = np.uint16 if packed else job.wide
+            block = self._scratch(kind, len(sources) * count).reshape(len(sources), count)
         self.bad = []
         for i, source in enumerate(sources):
-            raw = self._read_raw(source, at, block[i].view(np.uint8) if packed else None)
+            raw = block[i].view(np.uint8) if packed else None
+            if kept is None or not kept.digests[i] or raw is None:
+                raw = self._read_raw(source, at, raw)
+            known = "" if kept is None else kept.digests[i]
+            if not known and (digests is not None or kept is not None):
+                known = self.digest(raw)  # at once, while the bytes are near
+                if kept is not None:
+                    kept.digests[i] = known
             if digests is not None:
                 label = job.labels[i] if i < len(job.labels) else str(i)
                 if label not in job.labels[:i]:  # a model may take part twice
-                    digests.setdefault(label, []).append(self.digest(raw))
-            if packed:
-                if check and not finite_bf16(block[i]):
-                    self.bad.append(i)
-            elif not widen(raw, source.spec.kind, block[i]):
+                    digests.setdefault(label, []).append(known)
+            if not packed and not widen(raw, source.spec.kind, block[i]):
                 self.bad.append(i)
+        if packed and check and (bad := first_nonfinite(block)) is not None:
+            self.bad.append(bad)
         shape = self._shape(job, count)
         rows: Array = block
         if self.device != "cpu":

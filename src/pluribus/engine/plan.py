@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +31,17 @@ class Job:
     index: int = 0
     precise: bool = False  # float64, because a fold compares it with a tensor that needs it
 
-    @property
+    @cached_property
     def sources(self) -> tuple[Source, ...]:
         """Base (if any) and experts."""
         return self.experts if self.base is None else (self.base, *self.experts)
 
-    @property
+    @cached_property
     def facts(self) -> Facts:
         """The method's facts."""
         return facts(self.merger)
 
-    @property
+    @cached_property
     def wide(self) -> type:
         """Working precision: float64 if any input or the output is, else float32."""
         if self.precise:
@@ -48,13 +49,13 @@ class Job:
         kinds = {source.spec.dtype for source in self.sources} | {self.spec.dtype}
         return np.float64 if "F64" in kinds else np.float32
 
-    @property
+    @cached_property
     def packed(self) -> bool:
         """Whether kernels can take the inputs as they are in the files: all of them bfloat16."""
         plain = all(source.spec.dtype == "BF16" for source in self.sources)
         return plain and self.wide is np.float32 and not self.extras
 
-    @property
+    @cached_property
     def block(self) -> int:
         """Elements of one block of this tensor."""
         size = self.experts[0].spec.size
@@ -65,28 +66,28 @@ class Job:
         cols = max(columns(self.facts.grain, self.experts[0].spec.shape), 1)
         return max(BLOCK // cols, 1) * cols
 
-    @property
+    @cached_property
     def blocks(self) -> int:
         """How many blocks the tensor has; an empty tensor has none."""
         return -(-self.experts[0].spec.size // self.block)
 
-    @property
+    @cached_property
     def passes(self) -> int:
         """Least number of times its inputs are read: one a stage of folds, one to merge."""
         return 1 + (len(stages(self.merger)) if self.merger is not None else 0)
 
-    @property
+    @cached_property
     def whole_model(self) -> bool:
         """Whether its method must know something of all tensors before it can merge one."""
         todo = stages(self.merger) if self.merger is not None else ()
         return any(fold.scope == "model" for stage in todo for fold in stage.values())
 
-    @property
+    @cached_property
     def bytes_read(self) -> int:
         """Bytes of its inputs, once."""
         return sum(source.spec.nbytes for source in self.sources)
 
-    @property
+    @cached_property
     def working_bytes(self) -> int:
         """Memory that one block of it takes while it is merged: inputs, results and temporaries."""
         size = min(self.block, max(self.experts[0].spec.size, 1))

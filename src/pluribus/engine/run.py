@@ -19,6 +19,7 @@ import numpy as np
 
 from pluribus.core.errors import PluribusError
 from pluribus.core.merger import stages
+from pluribus.engine.blocks import Held
 from pluribus.engine.plan import SPAN, Job, Plan
 from pluribus.engine.spans import Done, Task, Worker, single_threaded
 
@@ -102,8 +103,14 @@ class Run:
         merging: bool = True,
     ) -> None:
         self.plan, self.sink, self.memory, self.merging = plan, sink, memory, merging
+        self._held = Held(memory // 4)
         self._worker = worker or partial(
-            Worker, plan, sink.write, device=device, allow_nonfinite=allow_nonfinite
+            Worker,
+            plan,
+            sink.write,
+            device=device,
+            held=self._held,
+            allow_nonfinite=allow_nonfinite,
         )
         self.threads = threads_of(plan, threads, memory)
         self.progress = Progress(0, sum(job.bytes_read * self._passes(job) for job in plan.jobs))
@@ -167,7 +174,7 @@ class Run:
         else:
             state.merging = True
             if not self.merging:
-                self._round_done(job)
+                self._round_done(job, {})
                 return
         self._queue(job)
 
@@ -186,7 +193,7 @@ class Run:
             heapq.heappush(self._ready, (late, job.index, state.rounds, span))
         state.rounds += 1
         if not spans:
-            self._round_done(job)
+            self._round_done(job, self._finished(job))
         self._lock.notify_all()
 
     @staticmethod
@@ -197,18 +204,28 @@ class Run:
 
     # -- rounds ----------------------------------------------------------------------------------
 
-    def _round_done(self, job: Job) -> None:
-        """All spans of a round are in: close its folds."""
+    def _finished(self, job: Job) -> dict[str, Any]:
+        """Return what a job's own folds came to in a round of which all spans are in."""
+        state = self._states[job.index]
+        return {
+            name: fold.finish(state.partial[name])
+            for name, fold in state.active.items()
+            if fold.scope != "model" and not state.merging
+        }
+
+    def _round_done(self, job: Job, results: Mapping[str, Any]) -> None:
+        """Close the folds of a round; `results` are those of the job's own."""
         state = self._states[job.index]
         if state.merging:
+            self._held.release(job)
             self._open -= 1
             self._lock.notify_all()
             return
         number = state.stage
         closing, state.partial = state.partial, {}
         waits = [name for name, fold in state.active.items() if fold.scope == "model"]
-        for name in [name for name in state.active if name not in waits]:
-            self._settle(job, name, state.active[name].finish(closing[name]))
+        for name, result in results.items():
+            self._settle(job, name, result)
         for name in waits:
             group = self._groups[number, name]
             group.state = group.fold.join(group.state, closing[name])
@@ -322,9 +339,13 @@ class Run:
                     self._in_use -= need
                     self.progress.done += self._span_bytes(job, span)
                     state.left -= 1
-                    if state.left == 0:
-                        self._round_done(job)
+                    last = state.left == 0
                     self._lock.notify_all()
+                if last:  # nobody else works on this job now
+                    results = self._finished(job)
+                    with self._lock:
+                        self._round_done(job, results)
+                        self._lock.notify_all()
         except BaseException as error:
             with self._lock:
                 self._error = self._error or error

@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pluribus.core.dtypes import narrow
+from pluribus.core.dtypes import narrow, widen
 from pluribus.core.errors import MismatchError, NonFiniteError
-from pluribus.core.fold import feed, feeder, looked_at
-from pluribus.core.merger import At, call, fused
-from pluribus.engine.blocks import OUT, Reader, Span
+from pluribus.core.fold import feeder, looked_at
+from pluribus.core.merger import At, accepted, call, fused
+from pluribus.engine.blocks import OUT, Held, Reader, Span
 from pluribus.engine.plan import Job, Plan
 
-PIECE = 256  # elements of a sample taken in one place
+PIECE = 512  # elements of a sample taken in one place
 
 
 class Task(NamedTuple):
@@ -46,10 +46,11 @@ class Worker:
         write: Callable[[Job, int, np.ndarray], None],
         *,
         device: str = "cpu",
+        held: Held | None = None,
         allow_nonfinite: bool = False,
     ) -> None:
         self.plan, self.write, self.allow_nonfinite = plan, write, allow_nonfinite
-        self.reader = Reader(device)
+        self.reader = Reader(device, held)
         self.kernels = device == "cpu"
         self._aims: dict[tuple[int, str], Any] = {}
 
@@ -67,8 +68,9 @@ class Worker:
         return Done(self._fold(job, task), None)
 
     def _fold(self, job: Job, task: Task) -> dict[str, Any]:
-        feeders = [feeder(fold, job.merger, name) for name, fold in task.folds.items()]
-        packed = self.kernels and job.packed and None not in feeders
+        feeders = {name: feeder(fold, job.merger, name) for name, fold in task.folds.items()}
+        kernels = self.kernels and job.wide is np.float32
+        packed = kernels and job.packed and None not in feeders.values()
         states = {
             name: fold.init(self._aim(job, task, name, fold))
             if getattr(fold, "aims", False)
@@ -83,7 +85,12 @@ class Worker:
                 self._check_finite(job)
             for name, fold in task.folds.items():
                 more = {**extras, **known} if extras else known
-                states[name] = feed(fold, states[name], base, experts, at, more, job.merger, name)
+                quick = feeders[name]
+                if kernels and quick is not None:
+                    states[name] = quick(states[name], base, experts, at, more)
+                else:
+                    values = looked_at(fold, base, experts, at, more)
+                    states[name] = fold.update(states[name], values, at)
         return states
 
     def _aim(self, job: Job, task: Task, name: str, fold: Any) -> Any:
@@ -92,26 +99,38 @@ class Worker:
             return None
         found = self._aims.get((job.index, name))
         if found is None:
-            values = [
-                looked_at(fold, base, experts, at, {**extras, **task.folded})
-                for base, experts, extras, at in self._sample(job, fold)
-            ]
-            sample = np.stack([value.reshape(value.shape[0], -1) for value in values])
+            sample = self._sample(job, fold, task.folded)
             found = self._aims[job.index, name] = fold.aim(sample, job.experts[0].spec.size)
             while len(self._aims) > 8:
                 del self._aims[next(iter(self._aims))]
         return found
 
-    def _sample(self, job: Job, fold: Any) -> Any:
-        """Yield base, experts, extras and place of pieces spread over a tensor, or of one."""
-        size, step = job.experts[0].spec.size, job.block
-        near = all(source.near for source in job.sources)
-        apart = job.facts.grain == "element" and near and not job.extras
-        pieces = min(max(64, size >> 17), 1024) if apart else 1
-        length = PIECE if apart else min(step, size)
-        for start in np.linspace(0, size - length, pieces).astype(np.int64).tolist():
-            at = place(job, 0, self.plan)._replace(start=start, stop=start + length)
-            yield *self.reader.read(job, at, None), at
+    def _sample(self, job: Job, fold: Any, folded: Mapping[str, Any]) -> np.ndarray:
+        """Return what a fold looks at in pieces spread over a tensor, (pieces, t, n).
+
+        One piece, the first block, where many small reads are dear, or where the fold looks at
+        places.
+        """
+        size = job.experts[0].spec.size
+        near = all(source.near for source in job.sources) and not job.extras
+        if job.facts.grain != "element" or not near or accepted(fold.of, {"at": None}):
+            at = place(job, 0, self.plan)
+            base, experts, extras = self.reader.read(job, at, None)
+            values = looked_at(fold, base, experts, at, {**extras, **folded})
+            return np.asarray(values).reshape(1, values.shape[0], -1)
+        pieces = min(24 + (size >> 18), 1024)
+        length = min(PIECE, size)
+        starts = np.linspace(0, size - length, pieces).astype(np.int64).tolist()
+        rows = np.empty((len(job.sources), pieces, length), np.float32)
+        for row, source in zip(rows, job.sources, strict=True):
+            raw = np.empty((pieces, length * source.spec.kind.size), np.uint8)
+            for start, part in zip(starts, raw, strict=True):
+                source.read(start, start + length, part)
+            widen(raw.reshape(-1), source.spec.kind, row.reshape(-1))
+        flat = rows.reshape(len(rows), -1)
+        base, experts = (None, flat) if job.base is None else (flat[0], flat[1:])
+        values = looked_at(fold, base, experts, place(job, 0, self.plan), folded)
+        return np.asarray(values).reshape(values.shape[0], pieces, length).swapaxes(0, 1)
 
     def _merge(self, job: Job, task: Task) -> dict[str, list[str]]:
         digests: dict[str, list[str]] = {}

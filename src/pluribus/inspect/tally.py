@@ -4,7 +4,8 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Float, Int
+
+from pluribus.core.shapes import Float, Int
 
 
 @dataclass(frozen=True, eq=False)

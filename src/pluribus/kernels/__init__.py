@@ -2,9 +2,9 @@
 
 Each file is named after the method it serves and is found by that name. It defines
 `fused(merger, base, experts, *, at, out, **folded) -> array` on blocks of float32 or packed
-bfloat16 (see `chunks`), which fills `out` if it is given one, and may define `values`, a mapping from names
-of the method's folds to `kernel(merger, base, experts, *, at, **folded)`, which returns the values
-or, of a fold that sums, a `Summed`.
+bfloat16 (see `chunks`), which fills `out` if it is given one. It may define `values`, a mapping
+from names of the method's folds to `kernel(merger, base, experts, *, at, **folded)`, which returns
+the values or, of a fold that sums, a `Summed`.
 
 The readable form in `pluribus.merge` stays the oracle, and tests/kernels holds the two together bit
 for bit.

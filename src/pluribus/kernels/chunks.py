@@ -11,17 +11,39 @@ raise.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numba as nb
 import numpy as np
+from numba.core.caching import FunctionCache
+from numba.core.runtime.nrt import rtsys
 from numba.extending import overload
 
 CHUNK = 1024  # elements
 
-# Without the Python error model, whose test of every divisor keeps loops from vectorising.
-jit: Callable[..., Any] = partial(nb.njit, nogil=True, cache=True, error_model="numpy")
+
+class _Stored(FunctionCache):
+    """Compiled functions on disk, loaded without what only a compiler needs.
+
+    Numba's own cache first registers everything that it can compile, which takes four times as long
+    as the rest of a start. Compiling, where that is due, registers it all the same.
+    """
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        rtsys.initialize(target_context)
+        with self._guard_against_spurious_io_errors():
+            return self._load_overload(sig, target_context)
+
+
+def jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """Compile a kernel: without the GIL, stored on disk, and without the Python error model.
+
+    That model's test of every divisor would keep loops from vectorising.
+    """
+    compiled: Any = nb.njit(nogil=True, error_model="numpy", **options)(function)
+    compiled._cache = _Stored(function)
+    return compiled
+
 
 _EXP = np.uint32(0x7F800000)
 _SIGN_OFF = np.uint32(0x7FFFFFFF)

@@ -19,12 +19,21 @@ def bf16_to_f32(raw, out):
 
 
 @jit
-def finite_bf16(raw):
-    """Return 1 if no bf16 bit pattern is NaN or infinite."""
+def _most(raw):
     most = np.uint16(0)
     for i in range(raw.size):
-        most = max(most, np.uint16(raw[i] & np.uint16(0x7F80)))
-    return most != np.uint16(0x7F80)
+        exponent = np.uint16(raw[i] & np.uint16(0x7F80))
+        most = exponent if exponent > most else most
+    return most
+
+
+@jit
+def first_nonfinite_bf16(rows):
+    """Return the number of the first row of bf16 bit patterns with NaN or infinity, else -1."""
+    for j in range(rows.shape[0]):
+        if _most(rows[j]) == np.uint16(0x7F80):
+            return j
+    return -1
 
 
 @jit

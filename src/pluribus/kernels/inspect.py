@@ -4,13 +4,16 @@ Chunks stay in the first cache. A chunk's flags are written as bytes, packed int
 and every pair of experts then costs a few operations for 64 coordinates.
 """
 
+from functools import partial
 from typing import Any, cast
 
-import numba as nb
 import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
+from pluribus.kernels.chunks import jit
+
+sums = partial(jit, fastmath={"reassoc", "contract"})
 CHUNK = 2048
 WORDS = CHUNK // 64
 _EIGHT = np.uint64(0x0102040810204080)  # gathers the lowest bits of eight bytes in the top byte
@@ -28,7 +31,7 @@ def _ones(typingctx, word):
 ones = cast(Any, intrinsic(_ones))
 
 
-@nb.njit(nogil=True, cache=True)
+@jit
 def _pack(flags, words):
     """Pack 0/1 bytes into words, one bit each; the order of bits is the same for all."""
     eights = flags.view(np.uint64)
@@ -37,7 +40,7 @@ def _pack(flags, words):
         octets[i] = (eights[i] * _EIGHT) >> np.uint64(56)
 
 
-@nb.njit(nogil=True, cache=True)
+@jit
 def _signs(plus, minus, nonzero, both, opposed, some):
     """Add up one chunk of packed signs.
 
@@ -67,7 +70,7 @@ def _signs(plus, minus, nonzero, both, opposed, some):
         some[2] += ones(up & down)
 
 
-@nb.njit(nogil=True, cache=True)
+@jit
 def _masks(masks, sizes, classes):
     """Add up one chunk of packed masks: how many each holds, and at how many coordinates one or
     more, two or more, and all of them do."""
@@ -88,7 +91,7 @@ def _masks(masks, sizes, classes):
 # Sums may be reordered to fill vector registers: a report needs no bits that all processors share.
 
 
-@nb.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+@sums
 def _dot(x, y):
     """Return the float64 product of two chunks."""
     total = 0.0
@@ -97,7 +100,7 @@ def _dot(x, y):
     return total
 
 
-@nb.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+@sums
 def _size(x):
     """Return the float64 sum of a chunk's magnitudes."""
     total = 0.0
@@ -106,7 +109,7 @@ def _size(x):
     return total
 
 
-@nb.njit(nogil=True, cache=True)
+@jit
 def _flag_signs(x, flags, plus, minus):
     """Pack which elements of a chunk are positive, and which negative."""
     for i in range(CHUNK):
@@ -117,7 +120,7 @@ def _flag_signs(x, flags, plus, minus):
     _pack(flags, minus)
 
 
-@nb.njit(nogil=True, cache=True)
+@jit
 def _flag_mask(x, total, mask_lambda, flags, mask):
     """Pack which elements lie in an expert's TALL mask."""
     for i in range(CHUNK):
@@ -125,14 +128,14 @@ def _flag_mask(x, total, mask_lambda, flags, mask):
     _pack(flags, mask)
 
 
-@nb.njit(nogil=True, cache=True)
+@jit
 def _add(x, total):
     """Add a chunk to another."""
     for i in range(CHUNK):
         total[i] += x[i]
 
 
-@nb.njit(nogil=True, cache=True)
+@jit
 def _minus(x, base, tau):
     """Fill a chunk with the difference of two runs of at most its length, and zeros beyond."""
     for i in range(x.size):
@@ -140,7 +143,7 @@ def _minus(x, base, tau):
     tau[x.size :] = 0
 
 
-@nb.njit(nogil=True, cache=True)
+@jit
 def _differences(base, experts, start, tau):
     """Fill `tau` (t, CHUNK) with one chunk of task vectors; return that chunk of the base."""
     t, n = experts.shape
@@ -151,7 +154,7 @@ def _differences(base, experts, start, tau):
     return row
 
 
-@nb.njit(nogil=True, cache=True)
+@jit
 def _trim(x, cut, spare):
     """Zero what is below the cut, and all but the first `spare` that equal it; return the rest."""
     zero = x.dtype.type(0)
@@ -176,7 +179,7 @@ def _trim(x, cut, spare):
     return spare
 
 
-@nb.njit(nogil=True, cache=True)
+@jit
 def survey(base, experts, mask_lambda, sums, counts, both, opposed):
     """Measure all of a block that needs no fold before it.
 
@@ -209,7 +212,7 @@ def survey(base, experts, mask_lambda, sums, counts, both, opposed):
             sums[1 + t + i * t + j] = sums[1 + t + j * t + i]
 
 
-@nb.njit(nogil=True, cache=True)
+@jit
 def supports(base, experts, cut, spare, sums, counts, both, opposed):
     """Measure the largest elements: those above `cut` (t,), and `spare` (t,) of those equal to it.
 

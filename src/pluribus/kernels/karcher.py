@@ -4,7 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from pluribus.kernels.weighted import weighted
+from pluribus.kernels.weighted import Once, weighted
+
+_coefficients = Once(lambda merger, gram: merger.coefficients(gram))
 
 
 def fused(
@@ -17,4 +19,4 @@ def fused(
     **_: Any,
 ) -> np.ndarray:
     """See `pluribus.merge.karcher.Karcher`."""
-    return weighted(experts, merger.coefficients(gram), out)
+    return weighted(experts, _coefficients(merger, gram), out)

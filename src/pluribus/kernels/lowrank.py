@@ -1,21 +1,21 @@
 """values += scale * (B @ A), for any range of flattened elements, in one fixed order of sums."""
 
-import numba as nb
+from pluribus.kernels.chunks import jit
 
 
-@nb.njit(nogil=True, cache=True)
+@jit
 def _four(row, w0, w1, w2, w3, a0, a1, a2, a3):
     for j in range(row.size):
         row[j] = (((row[j] + w0 * a0[j]) + w1 * a1[j]) + w2 * a2[j]) + w3 * a3[j]
 
 
-@nb.njit(nogil=True, cache=True)
+@jit
 def _one(row, w, a):
     for j in range(row.size):
         row[j] += w * a[j]
 
 
-@nb.njit(nogil=True, cache=True)
+@jit
 def add_low_rank(values, start, b, a, scale, scratch):
     """Add to `values` the elements from `start` on of scale * (B @ A), row-major.
 

@@ -4,7 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from pluribus.kernels.weighted import weighted
+from pluribus.kernels.weighted import Once, weighted
+
+_share = Once(lambda merger, gram: merger.share(gram))
 
 
 def fused(
@@ -18,5 +20,5 @@ def fused(
 ) -> np.ndarray:
     """See `pluribus.merge.model_stock.ModelStock`."""
     count = experts.shape[0]
-    then = (1 / count, merger.share(gram))
+    then = (1 / count, _share(merger, gram))
     return weighted(experts, np.ones(count), out, base=base, minus=True, add=True, then=then)

@@ -5,7 +5,9 @@ from typing import Any
 import numpy as np
 
 from pluribus.core.merger import At
-from pluribus.kernels.weighted import weighted
+from pluribus.kernels.weighted import Once, weighted
+
+_coefficients = Once(lambda merger, gram, at: merger.coefficients(gram, at))
 
 
 def fused(
@@ -22,4 +24,6 @@ def fused(
     if experts.shape[0] == 1:
         return weighted(experts, np.ones(1), out)
     among = base is not None
-    return weighted(experts, merger.coefficients(gram, at), out, base=base, minus=among, add=among)
+    return weighted(
+        experts, _coefficients(merger, gram, at), out, base=base, minus=among, add=among
+    )

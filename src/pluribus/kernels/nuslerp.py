@@ -4,7 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from pluribus.kernels.weighted import weighted
+from pluribus.kernels.weighted import Once, weighted
+
+_coefficients = Once(lambda merger, gram: merger.coefficients(gram))
 
 
 def fused(
@@ -17,6 +19,6 @@ def fused(
     **_: Any,
 ) -> np.ndarray:
     """See `pluribus.merge.nuslerp.NuSlerp`."""
-    coefficients = np.array(merger.coefficients(gram))
+    coefficients = np.array(_coefficients(merger, gram))
     among = base is not None
     return weighted(experts, coefficients, out, base=base, minus=among, add=among)

@@ -4,7 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from pluribus.kernels.weighted import weighted
+from pluribus.kernels.weighted import Once, weighted
+
+_coefficients = Once(lambda merger, gram: merger.coefficients(gram))
 
 
 def fused(
@@ -17,5 +19,5 @@ def fused(
     **_: Any,
 ) -> np.ndarray:
     """See `pluribus.merge.slerp.Slerp`."""
-    a, b = merger.coefficients(gram)
+    a, b = _coefficients(merger, gram)
     return weighted(experts, np.array([b]), out, base=base, lead=a)

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import xxhash
-from jaxtyping import Float
 
 from pluribus.core.dtypes import DTYPES, narrow
 from pluribus.core.errors import MismatchError, listing
+from pluribus.core.shapes import Float
 from pluribus.core.source import Source, TensorSpec
 from pluribus.core.weights import Weights
 from pluribus.tokenizer import Kind, RowMap

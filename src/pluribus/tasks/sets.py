@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
 
 from pluribus.core.errors import FormatError, MissingError, listing, nearest
+from pluribus.core.shapes import UInt8
 
 EMBEDDED = ("digits",)
 ARRAYS = ("x_train", "y_train", "x_test", "y_test", "classes")

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy, linear
 
+from pluribus.core.shapes import Float, Int
 from pluribus.tasks.views import Split, TaskData, generator
 
 OnStep = Callable[[str, int, int], None]  # stage ("base" or a task), steps done, steps in it

@@ -20,11 +20,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
 from torch import Generator, Tensor
 from torch.nn.functional import interpolate
 
 from pluribus.core.random import key
+from pluribus.core.shapes import Float, Int, UInt8
 from pluribus.tasks.sets import ImageSet, images
 
 Images = Float[Tensor, "b h w"]

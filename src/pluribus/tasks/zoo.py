@@ -18,12 +18,12 @@ from types import ModuleType
 from typing import Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import linear
 
 from pluribus.core.errors import InputError, MismatchError, listing, nearest
+from pluribus.core.shapes import Float
 from pluribus.tasks import cache as store
 from pluribus.tasks import specialise, views
 from pluribus.tasks.sets import cache_folder

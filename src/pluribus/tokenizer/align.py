@@ -28,9 +28,9 @@ from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Int16, Int64, Shaped, UInt8
 
 from pluribus.core.errors import listing
+from pluribus.core.shapes import Int16, Int64, Shaped, UInt8
 from pluribus.tokenizer.errors import TokenizerError
 
 

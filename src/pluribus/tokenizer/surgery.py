@@ -23,10 +23,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
-from jaxtyping import Float, Int64
 from pydantic import ConfigDict, Field, FiniteFloat
 from pydantic.dataclasses import dataclass as checked
 
+from pluribus.core.shapes import Float, Int64
 from pluribus.tokenizer.errors import TokenizerError
 from pluribus.tokenizer.surgery_draw import normal, spread
 from pluribus.tokenizer.surgery_fit import Mix, Weighting, nearest, pursue

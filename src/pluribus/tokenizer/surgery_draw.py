@@ -9,10 +9,10 @@ alone, whatever else is drawn.
 """
 
 import numpy as np
-from jaxtyping import Float, Float32, Float64, Int64
 
 from pluribus.core.merger import At
 from pluribus.core.random import uniform
+from pluribus.core.shapes import Float, Float32, Float64, Int64
 
 BLOCK = 4096  # rows that are widened to float64 at a time
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64, UInt8
 
+from pluribus.core.shapes import Int64, UInt8
 from pluribus.tokenizer.align import VocabIn
 from pluribus.tokenizer.errors import TokenizerError
 from pluribus.tokenizer.files import CONFIG, SPECIAL, load_vocab
