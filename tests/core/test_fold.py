@@ -192,6 +192,85 @@ def test_masks_of_matrices_and_torch():
     np.testing.assert_array_equal(found.mask(torch.from_numpy(rows), at).numpy(), flat)
 
 
+# -- aimed -----------------------------------------------------------------------------------------
+
+
+def aimed(fold, rows, blocks, sample):
+    """Run a fold whose first pass was aimed by a sample."""
+    aim = fold.aim(sample, rows.shape[1])
+    states = []
+    for part in np.array_split(np.arange(len(blocks)), 3):
+        state = fold.init(aim)
+        for k in part:
+            state = fold.update(state, blocks[k][0], blocks[k][1])
+        states.append(state)
+    whole = fold.init(aim)
+    for state in reversed(states):
+        whole = fold.join(whole, state)
+    result, passes = fold.finish(whole), 1
+    if hasattr(result, "finish"):
+        assert not result.aims
+        result, more = run(result, blocks)
+        passes += more
+    return result, passes
+
+
+def pieces_of(rows, count=32, length=512):
+    starts = np.linspace(0, rows.shape[1] - length, count).astype(int)
+    return np.stack([rows[:, start : start + length] for start in starts])
+
+
+@pytest.mark.parametrize("kind", INPUTS)
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("sample", ["fair", "one end", "shifted"])
+def test_an_aimed_pass_finds_what_a_sort_finds(kind, signed, sample):
+    size = 3 * SMALL
+    rows = INPUTS[kind](size).astype(np.float32)
+    if signed:
+        rows *= np.where(RNG.random(rows.shape) < 0.5, -1, 1)
+    ranks = (1, size // 5, size // 2, size)
+    blocks = blocks_of(rows, size // 13)
+    taken = {
+        "fair": pieces_of(rows),
+        "one end": rows[None, :, :9999],
+        "shifted": pieces_of(rows) * np.float32(3) + np.float32(0.1),
+    }[sample]
+    fold = Order(of=values, ranks=fixed(*ranks), signed=signed)
+    found, passes = aimed(fold, rows, blocks, taken)
+    falling = -np.sort(-rows, axis=1)
+    np.testing.assert_array_equal(found.values, falling[:, np.array(ranks) - 1])
+    for i, j in np.ndindex(found.values.shape):
+        assert found.above[i, j] == (rows[i] > found.values[i, j]).sum()
+        assert found.equal[i, j] == (rows[i] == found.values[i, j]).sum()
+    if kind in ("normal", "huge range") and sample == "fair":
+        assert passes == 1
+    assert passes <= 3
+
+
+def test_an_aimed_selection_breaks_ties_by_place():
+    rows = np.round(abs(RNG.normal(size=(2, 2 * SMALL))), 2).astype(np.float32)
+    blocks = blocks_of(rows, SMALL // 3)
+    count = int(0.2 * rows.shape[1])
+    found, passes = aimed(TopK(of=values, ranks=share_of(0.2)), rows, blocks, pieces_of(rows))
+    keep = np.concatenate([found.mask(block, at) for block, at in blocks], axis=1)
+    order = np.argsort(np.argsort(-rows, axis=1, kind="stable"), axis=1, kind="stable")
+    np.testing.assert_array_equal(keep, order < count)
+    assert passes == 1
+
+
+@pytest.mark.parametrize("size", [1000, 3 * SMALL])
+@pytest.mark.parametrize("aim", [False, True])
+def test_ranks_among_what_is_not_zero(size, aim):
+    rows = (abs(RNG.normal(size=(2, size))) * (RNG.random((2, size)) < [[0.3], [0.6]])).astype("f4")
+    fold = TopK(of=values, ranks=lambda n, t: np.full((t, 1), n // 4), nonzero=True)
+    blocks = blocks_of(rows, size // 7)
+    found = aimed(fold, rows, blocks, pieces_of(rows))[0] if aim else run(fold, blocks)[0]
+    keep = np.concatenate([found.mask(block, at) for block, at in blocks], axis=1)
+    for row, kept in zip(rows, keep, strict=True):
+        count = np.count_nonzero(row) // 4
+        np.testing.assert_array_equal(kept, row >= np.sort(row)[-count])
+
+
 def test_shares_of_a_row():
     np.testing.assert_array_equal(share_of((0.5, 0.01), (1.0, 0.2))(10, 2), [[5, 10], [1, 2]])
     np.testing.assert_array_equal(share_of(0.5, official=True)(10, 1), [[6]])

@@ -14,7 +14,7 @@ import pytest
 import torch  # noqa: F401  (before pluribus, whose annotations then allow for it)
 
 import pluribus
-from pluribus.core import fold
+from pluribus.core import order
 from pluribus.core.dtypes import dtype, narrow
 from pluribus.core.merger import facts
 from pluribus.core.pool import Pool
@@ -106,7 +106,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (plan, blocks, run, provenance):
         monkeypatch.setattr(module, "SPAN", 2)
     monkeypatch.setattr(plan, "BLOCK", 64)
-    monkeypatch.setattr(fold, "SMALL", 48)
+    monkeypatch.setattr(order, "SMALL", 48)
 
 
 def expected(pool: Pool, method: Any, *, seed: int = 0) -> dict[str, bytes]:

@@ -18,7 +18,7 @@ from pluribus.core.merger import At, PerExpert, Scope
 
 SMALL = 1 << 17  # up to so many elements are kept and selected from directly
 HELD = 1 << 24  # values set aside at most, so that memory does not grow with a tensor
-SIGMAS = 5  # how far from a sample's quantile the exact one is still found in one pass
+SIGMAS = 4  # how far from a sample's quantile the exact one is still found in one pass
 
 Ranks = Callable[[int, int], np.ndarray]  # (elements, rows) -> (t, k) ranks, 1 the largest
 

@@ -122,7 +122,7 @@ class _Actor:
         self._worker = Worker(plan, self._keep, device=device, allow_nonfinite=allow_nonfinite)
 
     def _keep(self, job: Job, block: int, raw: np.ndarray) -> None:
-        self._blocks.append((block, raw))
+        self._blocks.append((block, raw.copy()))  # the worker uses its memory again
 
     def execute(self, task: Task) -> PluribusError | tuple[bytes, list[tuple[int, np.ndarray]]]:
         self._blocks = []

@@ -29,7 +29,7 @@ class Sink(Protocol):
     """Where merged blocks go."""
 
     def write(self, job: Job, block: int, raw: np.ndarray) -> None:
-        """Store the bytes of one block of a job's tensor."""
+        """Store the bytes of one block of a job's tensor, which are only lent."""
         ...
 
     def done(self, job: Job, span: int, digests: Mapping[str, list[str]]) -> None:
@@ -104,6 +104,7 @@ class Run:
     ) -> None:
         self.plan, self.sink, self.memory, self.merging = plan, sink, memory, merging
         self._held = Held(memory // 4)
+        self.memory -= memory // 4
         self._worker = worker or partial(
             Worker,
             plan,

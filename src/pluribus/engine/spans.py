@@ -51,7 +51,7 @@ class Worker:
     ) -> None:
         self.plan, self.write, self.allow_nonfinite = plan, write, allow_nonfinite
         self.reader = Reader(device, held)
-        self.kernels = device == "cpu"
+        self.kernels = self.reader.device == "cpu"
         self._aims: dict[tuple[int, str], Any] = {}
 
     def __call__(self, task: Task) -> Done:

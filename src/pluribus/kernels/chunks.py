@@ -59,8 +59,8 @@ def rounded(bits: Any) -> Any:
     return np.uint16(quiet if np.uint32(bits & _SIGN_OFF) > _EXP else up)
 
 
-def load(raw: Any, out: Any) -> None:
-    """Widen a chunk of a block into float32 (compiled code only)."""
+def wide(value: Any) -> Any:
+    """Return one element of a block as float32 (compiled code only)."""
     raise NotImplementedError("for compiled kernels")
 
 
@@ -69,18 +69,15 @@ def store(values: Any, out: Any) -> None:
     raise NotImplementedError("for compiled kernels")
 
 
-@overload(load, jit_options={"error_model": "numpy"})
-def _load(raw: Any, out: Any) -> Callable[..., None]:
-    def bf16(raw: Any, out: Any) -> None:
-        bits = out.view(np.uint32)
-        for i in range(raw.size):
-            bits[i] = np.uint32(np.uint32(raw[i]) << np.uint32(16))
+@overload(wide, jit_options={"error_model": "numpy"})
+def _wide(value: Any) -> Callable[..., Any]:
+    def bf16(value: Any) -> Any:
+        return np.uint32(np.uint32(value) << np.uint32(16)).view(np.float32)
 
-    def f32(raw: Any, out: Any) -> None:
-        for i in range(raw.size):
-            out[i] = raw[i]
+    def f32(value: Any) -> Any:
+        return value
 
-    return bf16 if raw.dtype == nb.uint16 else f32
+    return bf16 if value == nb.uint16 else f32
 
 
 @overload(store, jit_options={"error_model": "numpy"})
@@ -98,11 +95,17 @@ def _store(values: Any, out: Any) -> Callable[..., None]:
 
 
 @jit
+def load(raw: Any, out: Any) -> None:
+    """Fill `out` with a chunk as float32."""
+    for i in range(out.size):
+        out[i] = wide(raw[i])
+
+
+@jit
 def load_update(base: Any, raw: Any, out: Any) -> None:
     """Fill `out` with a chunk of raw - base; `base` is float32 already."""
-    load(raw, out)
     for i in range(out.size):
-        out[i] = out[i] - base[i]
+        out[i] = wide(raw[i]) - base[i]
 
 
 def space(base: np.ndarray, out: np.ndarray | None) -> np.ndarray:

@@ -4,9 +4,14 @@ Sums run in float64 over fixed lanes, so that they vectorise and yet always add 
 order. What works on blocks takes them as float32 or packed (see `kernels.chunks`).
 """
 
-import numpy as np
+from typing import Any, cast
 
-from pluribus.kernels.chunks import CHUNK, jit, load, load_update
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from pluribus.kernels.chunks import CHUNK, jit, load, load_update, wide
 
 LANES = 256  # a divisor of CHUNK
 
@@ -43,37 +48,41 @@ def digits64(values, signed, has_prefix, prefix, prefix_shift, shift, counts):
         counts[(bits >> shift) & np.uint64(0xFFFF)] += 1
 
 
-@jit
-def _above(keys, high):
-    count = np.uint32(0)
-    for i in range(keys.size):
-        count += np.uint32(keys[i] > high)
-    return np.int64(count)
+def _first(typingctx: Any, word: Any) -> Any:
+    """Return the number of zero bits below the lowest bit that is set."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.uint64(types.uint64), emit
+
+
+_first_bit = cast(Any, intrinsic(_first))
 
 
 @jit
 def _take(keys, low, high, count, out, flags):
-    """Append the keys in [low, high] to the `count` in `out`; return how many there are now.
+    """Append the keys in [low, high] to the `count` in `out`.
 
-    `flags` are as many bytes as there are keys, rounded up to eights. Most eights hold none.
+    Returns how many there are now, and how many keys lie above `high`. `flags` are as many bytes as
+    there are keys, rounded up to eights; most eights hold none.
     """
     span = np.uint32(high - low)
+    above = np.uint32(0)
     m = keys.size
     for i in range(m):
+        above += np.uint32(keys[i] > high)
         flags[i] = np.uint8(np.uint32(keys[i] - low) <= span)
     for i in range(m, flags.size):
         flags[i] = 0
     eights = flags.view(np.uint64)
     for k in range(eights.size):
         word = eights[k]
-        i = 8 * k
         while word:
-            if word & np.uint64(255):
-                out[count] = keys[i]
-                count += 1
-            word >>= np.uint64(8)
-            i += 1
-    return count
+            out[count] = keys[8 * k + (_first_bit(word) >> np.uint64(3))]
+            count += 1
+            word &= word - np.uint64(1)
+    return count, np.int64(above)
 
 
 @jit
@@ -100,10 +109,17 @@ def between(values, signed, low, high, above, counts, out):
                 flipped = np.uint32(~bits) if bits & top else np.uint32(bits | top)
                 keys[i] = (top if bits == top else flipped) if signed else bits
             for c in range(k):
-                above[j, c] += _above(keys[:m], high[j, c])
-                counts[j, c] = _take(
+                counts[j, c], more = _take(
                     keys[:m], low[j, c], high[j, c], counts[j, c], out[j, c], flags[: m + -m % 8]
                 )
+                above[j, c] += more
+
+
+@jit
+def _sizes_as_keys(b, raw, keys):
+    for i in range(keys.size):
+        delta = np.float32(wide(raw[i]) - b[i])
+        keys[i] = np.uint32(delta.view(np.uint32) & np.uint32(0x7FFFFFFF))
 
 
 @jit
@@ -112,7 +128,6 @@ def magnitudes_between(base, experts, low, high, above, counts, out):
     t, n = experts.shape
     k = low.shape[1]
     b = np.empty(CHUNK, np.float32)
-    tau = np.empty(CHUNK, np.float32)
     keys = np.empty(CHUNK, np.uint32)
     flags = np.empty(CHUNK, np.uint8)
     counts[:] = 0
@@ -121,15 +136,12 @@ def magnitudes_between(base, experts, low, high, above, counts, out):
         m = stop - start
         load(base[start:stop], b[:m])
         for j in range(t):
-            load_update(b[:m], experts[j, start:stop], tau[:m])
-            bits = tau.view(np.uint32)
-            for i in range(m):
-                keys[i] = bits[i] & np.uint32(0x7FFFFFFF)
+            _sizes_as_keys(b[:m], experts[j, start:stop], keys[:m])
             for c in range(k):
-                above[j, c] += _above(keys[:m], high[j, c])
-                counts[j, c] = _take(
+                counts[j, c], more = _take(
                     keys[:m], low[j, c], high[j, c], counts[j, c], out[j, c], flags[: m + -m % 8]
                 )
+                above[j, c] += more
 
 
 @jit

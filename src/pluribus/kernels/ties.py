@@ -7,7 +7,7 @@ import numpy as np
 from pluribus.core.arrays import per_expert
 from pluribus.core.merger import At
 from pluribus.core.order import Ranked, Selection
-from pluribus.kernels.chunks import CHUNK, jit, load, load_update, space, store
+from pluribus.kernels.chunks import CHUNK, jit, load, space, store, wide
 from pluribus.kernels.combine import elect
 
 ALL = np.iinfo(np.int64).max
@@ -15,35 +15,28 @@ MEAN, SUM, MAX = 0, 1, 2
 
 
 @jit
-def keep(tau, weight, cut, spare):
-    """Trim and weigh the updates of one chunk; return how many ties are left.
-
-    Elements equal to the cut are kept in order while `spare` lasts.
-    """
+def _trim(b, raw, weight, cut, tau):
+    """Fill `tau` with a chunk's trimmed, weighted updates; return how many equal the cut."""
     zero = np.float32(0)
-    n = tau.size
-    equal = 0
-    if spare != ALL:
-        tied = np.uint32(0)
-        for i in range(n):
-            tied += np.uint32(abs(tau[i]) == cut)
-        equal = np.int64(tied)
-    if spare == ALL or equal <= spare:
-        for i in range(n):
-            tau[i] = tau[i] * weight if abs(tau[i]) >= cut else zero
-        return spare if spare == ALL else spare - equal
-    if spare == 0:
-        for i in range(n):
-            tau[i] = tau[i] * weight if abs(tau[i]) > cut else zero
-        return spare
-    for i in range(n):
-        size = abs(tau[i])
-        stays = size > cut
-        if size == cut and spare > 0:
-            stays = True
-            spare -= 1
-        tau[i] = tau[i] * weight if stays else zero
-    return spare
+    tied = np.uint32(0)
+    for i in range(tau.size):
+        delta = np.float32(wide(raw[i]) - b[i])
+        size = abs(delta)
+        tied += np.uint32(size == cut)
+        tau[i] = delta * weight if size >= cut else zero
+    return np.int64(tied)
+
+
+@jit
+def _drop_ties(b, raw, cut, spare, tau):
+    """Clear the elements that equal the cut, but for the first `spare`."""
+    zero = np.float32(0)
+    for i in range(tau.size):
+        if abs(np.float32(wide(raw[i]) - b[i])) == cut:
+            if spare > 0:
+                spare -= 1
+            else:
+                tau[i] = zero
 
 
 @jit
@@ -62,8 +55,11 @@ def _block(base, experts, weight, cut, spare, default, scale, agg, out):
         load(base[start:stop], b[:m])
         for j in range(t):
             row = tau[j, :m]
-            load_update(b[:m], experts[j, start:stop], row)
-            spare[j] = keep(row, weight[j], cut[j], spare[j])
+            tied = _trim(b[:m], experts[j, start:stop], weight[j], cut[j], row)
+            if spare[j] != ALL:
+                if tied > spare[j]:
+                    _drop_ties(b[:m], experts[j, start:stop], cut[j], spare[j], row)
+                spare[j] = max(spare[j] - tied, 0)
             if j == 0:
                 for i in range(m):
                     total[i] = row[i]
