@@ -178,6 +178,16 @@ def test_half_precision_models(tmp_path):
     assert report.kept > 0.9999
 
 
+def test_a_zero_that_changed_its_sign_is_no_update(tmp_path):
+    base, tuned = models()
+    base["layers.0.kept.weight"][0, 0] = 0.0
+    tuned["layers.0.kept.weight"] = base["layers.0.kept.weight"].clone()
+    tuned["layers.0.kept.weight"][0, 0] = -0.0
+    report = extract_lora(base, tuned, tmp_path / "out", rank=3)
+    one = next(m for m in report.modules if m.name == "layers.0.kept.weight")
+    assert (one.action, one.energy, one.kept) == ("skipped", 0.0, 1.0)
+
+
 def test_equal_models(tmp_path):
     base, _ = models()
     with pytest.raises(InputError, match="they are equal"):

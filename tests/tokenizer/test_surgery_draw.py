@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from pluribus.core.errors import InputError
-from pluribus.core.random import draw, key
+from pluribus.core.random import key
+from pluribus.kernels.draws import number
 from pluribus.surgery import settings
 from pluribus.tokenizer import VocabIn
 from pluribus.tokenizer.surgery import Surgery, rows_for
@@ -32,7 +33,7 @@ def surgery(own, names, new, how, name="e", **more):
 def test_a_number_by_the_formula():
     """Element 2 of row 5 in a matrix of width 3 is number 17 of both streams."""
     u, v = (
-        float(draw(np.uint64(key(7, "e", f"row/{part}")), np.uint64(17)))
+        number(np.uint64(key(7, "e", f"row/{part}")), np.uint64(17)) / 2**24
         for part in ("radius", "angle")
     )
     wanted = math.sqrt(-2 * math.log(1 - u)) * math.cos(2 * math.pi * v)

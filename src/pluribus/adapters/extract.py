@@ -294,6 +294,6 @@ def _verify(
         reports[name] = replace(
             one,
             energy=energy,
-            kept=1 - float(np.square(error).sum()) / energy,
+            kept=1 - float(np.square(error).sum()) / energy if energy else 1.0,  # 0 became -0
             max_error=float(np.abs(error).max()),
         )
