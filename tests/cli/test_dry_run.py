@@ -193,8 +193,8 @@ def test_a_cheap_estimate_of_a_large_merge(place):
 
 
 def test_sampled_passes_count(place):
-    """An exact cut in a tensor too large to sort takes further passes, in the sample as well."""
-    planned = big(place, (1 << 10, 1 << 12), "ties")
+    """An exact cut in the whole model takes a further pass, in the sample as well."""
+    planned = big(place, (1 << 10, 1 << 12), "ties\nparameters: {scope: model}")
     cost = estimate._measured(planned.jobs[0], planned, "cpu")
     assert cost.passes > 2
     assert estimate._sample(planned.jobs[0]).spec.size > BLOCK

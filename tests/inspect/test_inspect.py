@@ -5,7 +5,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from pluribus.core import fold
+from pluribus.core import order
 from pluribus.core.errors import InputError, MismatchError, NonFiniteError
 from pluribus.core.method import method_of
 from pluribus.core.pool import Pool
@@ -116,7 +116,7 @@ def small_blocks(monkeypatch):
     for module in (plan, blocks, run):
         monkeypatch.setattr(module, "SPAN", 2)
     monkeypatch.setattr(plan, "BLOCK", 100)
-    monkeypatch.setattr(fold, "SMALL", 150)
+    monkeypatch.setattr(order, "SMALL", 150)
 
 
 KINDS = {

@@ -149,6 +149,7 @@ class Parts(dict[tuple[int, int], np.ndarray]):
     """Partial sums by block; added in the order of blocks."""
 
     def total(self) -> np.ndarray:
+        """Return the sum of all parts, added in the order of blocks."""
         out = None
         for order in sorted(self):
             out = self[order].copy() if out is None else out + self[order]
