@@ -133,10 +133,14 @@ def recipe(folder: Path, method: str) -> Path:
 
 def timed(command: list[str]) -> tuple[float, float]:
     """Return wall seconds and peak resident MB of a process; raise if it fails."""
+    # As installed: else every start compiles what pip has not compiled before.
+    with_bytecode = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     began = time.perf_counter()
     with (
         open(os.devnull, "wb") as null,
-        subprocess.Popen(command, stdout=null, stderr=subprocess.PIPE) as process,
+        subprocess.Popen(
+            command, stdout=null, stderr=subprocess.PIPE, env=with_bytecode
+        ) as process,
     ):
         assert process.stderr is not None
         said = process.stderr.read()

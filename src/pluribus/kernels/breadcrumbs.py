@@ -18,36 +18,37 @@ ALL = np.iinfo(np.int64).max
 
 @jit
 def _band(tau, low, low_spare, high, high_spare):
-    """Clear `tau` above `high` (left out) and below `low`; return the ties that are left."""
+    """Clear `tau` above `high` (left out) and below `low`; return the ties that are left.
+
+    Each end is the cut and the next number above it: where no ties are left to take, a band begins
+    and ends beyond the cut.
+    """
     zero = np.float32(0)
+    bottom = low[1] if low_spare == 0 else low[0]
+    top = high[1] if high_spare == 0 else high[0]
     low_ties, high_ties = np.uint32(0), np.uint32(0)
-    if low_spare != ALL or high_spare != ALL:
+    if 0 < low_spare < ALL or 0 < high_spare < ALL:
         for i in range(tau.size):
-            low_ties += np.uint32(abs(tau[i]) == low)
-            high_ties += np.uint32(abs(tau[i]) == high)
-    from_low = low_spare == ALL or np.int64(low_ties) <= low_spare
-    from_high = high_spare == ALL or np.int64(high_ties) <= high_spare
+            low_ties += np.uint32(abs(tau[i]) == low[0])
+            high_ties += np.uint32(abs(tau[i]) == high[0])
+    from_low = low_spare in (0, ALL) or np.int64(low_ties) <= low_spare
+    from_high = high_spare in (0, ALL) or np.int64(high_ties) <= high_spare
     if from_low and from_high:  # all ties at an end are on the same side of it
         for i in range(tau.size):
             size = abs(tau[i])
-            tau[i] = tau[i] if size >= low and size < high else zero
-        if low_spare != ALL:
+            tau[i] = tau[i] if size >= bottom and size < top else zero
+        if 0 < low_spare < ALL:
             low_spare -= np.int64(low_ties)
-        if high_spare != ALL:
+        if 0 < high_spare < ALL:
             high_spare -= np.int64(high_ties)
         return low_spare, high_spare
-    if from_low and high_spare == 0:
-        for i in range(tau.size):
-            size = abs(tau[i])
-            tau[i] = tau[i] if size >= low and size <= high else zero
-        return low_spare if low_spare == ALL else low_spare - np.int64(low_ties), high_spare
     for i in range(tau.size):
         size = abs(tau[i])
-        reached = size > low or (size == low and low_spare > 0)
-        if size == low and low_spare > 0 and low_spare != ALL:
+        reached = size > low[0] or (size == low[0] and low_spare > 0)
+        if size == low[0] and low_spare > 0 and low_spare != ALL:
             low_spare -= 1
-        begun = size > high or (size == high and high_spare > 0)
-        if size == high and high_spare > 0 and high_spare != ALL:
+        begun = size > high[0] or (size == high[0] and high_spare > 0)
+        if size == high[0] and high_spare > 0 and high_spare != ALL:
             high_spare -= 1
         tau[i] = tau[i] if reached and not begun else zero
     return low_spare, high_spare
@@ -102,7 +103,7 @@ def _ends(ends: Selection, at: At) -> tuple[np.ndarray, ...]:
     for column in (0, 1):
         cut = ends.cut(column).astype(np.float32)
         spare = ends.spare(at, column).astype(np.int64)
-        found += [cut, spare]
+        found += [np.stack([cut, np.nextafter(cut, np.float32(np.inf))], 1), spare]
     return tuple(found)
 
 

@@ -165,7 +165,13 @@ def magnitudes_of(base, experts, out):
 @jit
 def add_dots(x, y, lanes):
     """Add the products of two float64 chunks to the lanes, but for those that fill no whole row."""
-    for i in range(0, x.size - x.size % LANES, LANES):
+    fours = x.size - x.size % (4 * LANES)
+    for i in range(0, fours, 4 * LANES):  # four rows for one look at the lanes, in the same order
+        a, b, c, d = x[i:], x[i + LANES :], x[i + 2 * LANES :], x[i + 3 * LANES :]
+        e, f, g, h = y[i:], y[i + LANES :], y[i + 2 * LANES :], y[i + 3 * LANES :]
+        for k in range(LANES):
+            lanes[k] = (((lanes[k] + a[k] * e[k]) + b[k] * f[k]) + c[k] * g[k]) + d[k] * h[k]
+    for i in range(fours, x.size - x.size % LANES, LANES):
         a, b = x[i : i + LANES], y[i : i + LANES]
         for lane in range(LANES):
             lanes[lane] += a[lane] * b[lane]
@@ -221,7 +227,13 @@ def gram(base, experts, minus, with_base, out):
 @jit
 def add_sizes(x, lanes):
     """Add the absolute values of a chunk to the lanes, but for those that fill no whole row."""
-    for i in range(0, x.size - x.size % LANES, LANES):
+    fours = x.size - x.size % (4 * LANES)
+    for i in range(0, fours, 4 * LANES):
+        a, b, c, d = x[i:], x[i + LANES :], x[i + 2 * LANES :], x[i + 3 * LANES :]
+        for k in range(LANES):
+            two = (lanes[k] + np.float64(abs(a[k]))) + np.float64(abs(b[k]))
+            lanes[k] = (two + np.float64(abs(c[k]))) + np.float64(abs(d[k]))
+    for i in range(fours, x.size - x.size % LANES, LANES):
         a = x[i : i + LANES]
         for lane in range(LANES):
             lanes[lane] += np.float64(abs(a[lane]))

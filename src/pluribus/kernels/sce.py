@@ -59,6 +59,10 @@ def _variances(base, experts, out):
 def _choose(variance, cut, spare):
     """Turn a chunk of variances into 1 for the selected, ties in order while `spare` lasts."""
     zero, one = np.float32(0), np.float32(1)
+    if spare == 0:
+        for i in range(variance.size):
+            variance[i] = one if variance[i] > cut else zero
+        return spare
     tied = np.uint32(0)
     for i in range(variance.size):
         tied += np.uint32(variance[i] == cut)

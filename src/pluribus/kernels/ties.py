@@ -40,7 +40,7 @@ def _drop_ties(b, raw, cut, spare, tau):
 
 
 @jit
-def _block(base, experts, weight, cut, spare, default, scale, agg, out):
+def _block(base, experts, weight, cut, beyond, spare, default, scale, agg, out):
     t, n = experts.shape
     zero, one = np.float32(0), np.float32(1)
     b = np.empty(CHUNK, np.float32)
@@ -55,8 +55,9 @@ def _block(base, experts, weight, cut, spare, default, scale, agg, out):
         load(base[start:stop], b[:m])
         for j in range(t):
             row = tau[j, :m]
-            tied = _trim(b[:m], experts[j, start:stop], weight[j], cut[j], row)
-            if spare[j] != ALL:
+            least = beyond[j] if spare[j] == 0 else cut[j]
+            tied = _trim(b[:m], experts[j, start:stop], weight[j], least, row)
+            if 0 < spare[j] < ALL:
                 if tied > spare[j]:
                     _drop_ties(b[:m], experts[j, start:stop], cut[j], spare[j], row)
                 spare[j] = max(spare[j] - tied, 0)
@@ -120,6 +121,7 @@ def fused(
         experts,
         np.array(per_expert(merger.weight, t), np.float32),
         cut.astype(np.float32),
+        np.nextafter(cut.astype(np.float32), np.float32(np.inf)),
         spare.astype(np.int64),
         np.float32(default),
         np.float32(merger.scale),
