@@ -183,18 +183,18 @@ def main() -> None:
         used = inputs[:2] if method == "slerp" else used
         floors, ours, theirs = [], [], []
         out = folder / "out"
-        for _ in range(options.runs):
+        for turn in range(options.runs):  # in turn: a machine has fast and slow minutes
             command = [sys.executable, "-c", FLOOR, *map(str, used), str(folder / "floor")]
             floors.append(timed(command))
             (folder / "floor").unlink()
             shutil.rmtree(out, ignore_errors=True)
             merge = [sys.executable, "-m", "pluribus", "merge", str(path), str(out)]
             ours.append(timed([*merge, "--device", options.device]))
-        for _ in range(options.peer_runs if options.mergekit else 0):
             shutil.rmtree(out, ignore_errors=True)
-            peer = [options.mergekit, "-m", "mergekit.scripts.run_yaml", str(path), str(out)]
-            theirs.append(timed([*peer, "--no-write-model-card", "--no-copy-tokenizer"]))
-        shutil.rmtree(out, ignore_errors=True)
+            if options.mergekit and turn < options.peer_runs:
+                peer = [options.mergekit, "-m", "mergekit.scripts.run_yaml", str(path), str(out)]
+                theirs.append(timed([*peer, "--no-write-model-card", "--no-copy-tokenizer"]))
+                shutil.rmtree(out, ignore_errors=True)
         row = {
             "method": method,
             "size": options.size,
@@ -206,6 +206,7 @@ def main() -> None:
         if theirs:
             row |= {
                 "mergekit_s": statistics.median(s for s, _ in theirs),
+                "mergekit_spread_s": [min(s for s, _ in theirs), max(s for s, _ in theirs)],
                 "mergekit_peak_mb": max(mb for _, mb in theirs),
             }
             row["ratio"] = row["mergekit_s"] / row["pluribus_s"]
@@ -240,6 +241,7 @@ def environment(options: argparse.Namespace) -> dict[str, object]:
         "size": options.size,
         "device": options.device,
         "runs": options.runs,
+        "peer_runs": options.peer_runs,
         "processors": os.cpu_count(),
         "machine": platform.machine(),
         "python": platform.python_version(),

@@ -204,7 +204,7 @@ def test_inputs_are_read_again_where_they_are_too_large_to_hold(
     merged = merge(pool, method, memory=512 << 20)
     once = Counter(reads)
     reads.clear()
-    again = merge(pool, method, memory=8 << 20)
+    again = merge(pool, method, memory=4 << 20)
     assert reads[300, 1000] == 2 * once[300, 1000]
     assert reads[70, 1000] == once[70, 1000]  # there is still room for it
     assert raw_bytes(merged) == raw_bytes(again) == oracle(pool, method)

@@ -52,8 +52,9 @@ class Job:
     @cached_property
     def packed(self) -> bool:
         """Whether kernels can take the inputs as they are in the files: all of them bfloat16."""
-        plain = all(source.spec.dtype == "BF16" for source in self.sources)
-        return plain and self.wide is np.float32 and not self.extras
+        if self.merger is None or self.extras or self.wide is not np.float32:
+            return False
+        return all(source.spec.dtype == "BF16" for source in self.sources)
 
     @cached_property
     def block(self) -> int:

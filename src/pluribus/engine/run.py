@@ -103,8 +103,9 @@ class Run:
         merging: bool = True,
     ) -> None:
         self.plan, self.sink, self.memory, self.merging = plan, sink, memory, merging
-        self._held = Held(memory // 4)
-        self.memory -= memory // 4
+        again = any(job.packed and job.passes > 1 for job in plan.jobs)
+        self._held = Held(memory // 2 if again else 0)
+        self.memory -= self._held.limit
         self._worker = worker or partial(
             Worker,
             plan,

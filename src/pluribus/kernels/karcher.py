@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from pluribus.kernels.weighted import Once, weighted
+from pluribus.kernels.once import Once
+from pluribus.kernels.weighted import weighted
 
 _coefficients = Once(lambda merger, gram: merger.coefficients(gram))
 

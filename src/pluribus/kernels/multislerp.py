@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 
 from pluribus.core.merger import At
-from pluribus.kernels.weighted import Once, weighted
+from pluribus.kernels.once import Once
+from pluribus.kernels.weighted import weighted
 
 _coefficients = Once(lambda merger, gram, at: merger.coefficients(gram, at))
 

@@ -9,6 +9,7 @@ from pluribus.core.merger import At
 from pluribus.core.order import Ranked, Selection
 from pluribus.kernels.chunks import CHUNK, jit, load, space, store, wide
 from pluribus.kernels.combine import elect
+from pluribus.kernels.once import Once
 
 ALL = np.iinfo(np.int64).max
 MEAN, SUM, MAX = 0, 1, 2
@@ -96,6 +97,17 @@ def _block(base, experts, weight, cut, beyond, spare, default, scale, agg, out):
         store(kept[:m], out[start:stop])
 
 
+def _found(merger: Any, trim: Selection | Ranked, count: int) -> tuple[np.ndarray, ...]:
+    """Return the weights, the cuts and the numbers next above them, float32 (t,) each."""
+    cut = trim.cut() if isinstance(trim, Selection) else trim.values[:, 0]
+    cut = cut.astype(np.float32)
+    weight = np.array(per_expert(merger.weight, count), np.float32)
+    return weight, cut, np.nextafter(cut, np.float32(np.inf))
+
+
+_ends = Once(_found)
+
+
 def fused(
     merger: Any,
     base: np.ndarray,
@@ -108,20 +120,17 @@ def fused(
     **_: Any,
 ) -> np.ndarray:
     """See `pluribus.merge.ties.Ties`."""
-    t = experts.shape[0]
-    if isinstance(trim, Selection):
-        cut, spare = trim.cut(), trim.spare(at)
-    else:
-        cut, spare = trim.values[:, 0], np.full(t, ALL)
+    weight, cut, beyond = _ends(merger, trim, experts.shape[0])
+    spare = trim.spare(at) if isinstance(trim, Selection) else np.full(cut.size, ALL)
     default = 1.0 if majority is None else float(np.sign(majority[0]))
     agg = {"mean": MEAN if merger.normalize else SUM, "sum": SUM, "max": MAX}[merger.agg]
     out = space(base, out)
     _block(
         base,
         experts,
-        np.array(per_expert(merger.weight, t), np.float32),
-        cut.astype(np.float32),
-        np.nextafter(cut.astype(np.float32), np.float32(np.inf)),
+        weight,
+        cut,
+        beyond,
         spare.astype(np.int64),
         np.float32(default),
         np.float32(merger.scale),

@@ -1,29 +1,8 @@
 """Weighted sums in float32: the last pass of everything that is found in inner products."""
 
-import threading
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 
 from pluribus.kernels.chunks import CHUNK, jit, load, space, store
-
-
-class Once:
-    """Remembers, in each thread, what was last made of a merger and the result of its fold.
-
-    All blocks of a tensor share that result, so what follows from it need not be found again.
-    """
-
-    def __init__(self, make: Callable[..., Any]) -> None:
-        self._make, self._last = make, threading.local()
-
-    def __call__(self, merger: Any, gram: np.ndarray, *more: Any) -> Any:
-        """Return what is made of them, the same object while they are the same objects."""
-        known = getattr(self._last, "known", None)
-        if known is None or known[0] is not merger or known[1] is not gram:
-            known = self._last.known = (merger, gram, self._make(merger, gram, *more))
-        return known[2]
 
 
 @jit

@@ -24,7 +24,6 @@ compare with those of other methods. With one expert this only trims.
 Cost: exact quantiles of |tau| and of the scores: one to three passes each, then the merge.
 """
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -85,8 +84,6 @@ class PCB:
                 "everywhere (is it equal to the base, or frozen?), so its scores are 0/0; leave it "
                 "out, or set drop_unchanged: true"
             )
-        if part.size == 1:
-            warnings.warn("pcb: one expert has nobody to compete with", stacklevel=2)
         return part
 
     def _clipped(self, size: Array, clips: Ranked) -> Array:

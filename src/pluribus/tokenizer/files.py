@@ -55,7 +55,7 @@ def load_vocab(
     folder = _require(Path(folder))
     label = label or str(folder)
     if (folder / FAST).is_file():
-        fast = _read_fast(folder / FAST)
+        fast = read_fast(folder / FAST)
         tokens = fast.get_vocab(with_added_tokens=True)
         # transformers gives ids to tokens that only the configuration declares.
         if all(token in tokens for token in _declared(folder)):
@@ -149,7 +149,11 @@ def _vocab(
     return VocabIn(label, ordered, rows or max(ordered.values()) + 1, tuple(added))
 
 
-def _read_fast(path: Path) -> "tokenizers.Tokenizer":
+def read_fast(path: Path) -> "tokenizers.Tokenizer":
+    """Return a tokenizer.json as an object of the tokenizers package.
+
+    Raises TokenizerError if it cannot be read, ExtraError without the package.
+    """
     try:
         import tokenizers
     except ImportError:

@@ -258,7 +258,7 @@ def encoder(folder: Path) -> Callable[[str], list[int]]:
     from pluribus.tokenizer import files
 
     if (folder / files.FAST).is_file():
-        fast = files._read_fast(folder / files.FAST)
+        fast = files.read_fast(folder / files.FAST)
         fast.no_padding()
         fast.no_truncation()
         return lambda text: fast.encode(text, add_special_tokens=False).ids
