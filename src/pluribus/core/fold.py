@@ -83,7 +83,7 @@ class Summed(NamedTuple):
 # -- feeding ---------------------------------------------------------------------------------------
 
 # (state, base, experts, at, folded) -> state, for blocks that kernels take
-Feeder = Callable[[Any, np.ndarray | None, np.ndarray, At, Mapping[str, Any]], Any]
+Feeder = Callable[[Any, Any, Any, At, Mapping[str, Any]], Any]
 
 
 def feeder(fold: Fold, method: Any = None, name: str = "") -> Feeder | None:
