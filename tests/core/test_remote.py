@@ -1,5 +1,6 @@
 import json
 import pickle
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
@@ -214,6 +215,23 @@ def test_threads_share_chunks(server, model, tensors, monkeypatch):
         parts = list(pool.map(lambda cut: source.floats(*cut), pairwise(cuts)))
     assert np.array_equal(np.concatenate(parts), tensors["a"].reshape(-1))
     assert len({headers["Range"] for _, headers in server.log}) == len(server.log)
+
+
+@pytest.mark.parametrize(("met", "tries"), [(False, 2), (True, 4)])
+def test_a_name_nobody_knows_is_not_waited_for_unless_it_has_answered(monkeypatch, met, tries):
+    asked = []
+
+    def resolve(*_, **__):
+        asked.append(0)
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.delenv("http_proxy")
+    monkeypatch.delenv("HTTP_PROXY")
+    monkeypatch.setattr("socket.getaddrinfo", resolve)
+    monkeypatch.setattr(remote, "_MET", {"models.invalid"} if met else set())
+    with pytest.raises(NetworkError, match=rf"after {tries} tries \(no address for models.invalid"):
+        Remote("http://models.invalid/m.safetensors", patience=SOON).whole()
+    assert len(asked) == tries
 
 
 def test_nobody_there():

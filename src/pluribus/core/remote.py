@@ -71,6 +71,10 @@ class _Again(Exception):
         self.after = after
 
 
+class _NoAddress(_Again):
+    """A host whose name nobody knows; there may be no network at all."""
+
+
 class _Refused(NetworkError):
     """401 or 403, which some servers answer for files that are not there."""
 
@@ -103,6 +107,9 @@ def _opener(url: str) -> urllib.request.OpenerDirector:
     ):
         director.add_handler(handler)
     return director
+
+
+_MET: set[str] = set()  # hosts that have answered: what is lost with them may come back
 
 
 class Remote:
@@ -171,7 +178,8 @@ class Remote:
                 if isinstance(error, NetworkError | MissingError):
                     raise
                 failures += 1
-                if failures >= self.patience.tries:
+                strange = isinstance(error, _NoAddress) and urlsplit(self.url).netloc not in _MET
+                if failures >= (min(self.patience.tries, 2) if strange else self.patience.tries):
                     why = getattr(error, "reason", None) or error
                     raise NetworkError(
                         f"{self.url}: gave up at byte {at()} after {failures} tries "
@@ -186,7 +194,9 @@ class Remote:
         if self.token:
             request.add_unredirected_header("Authorization", f"Bearer {self.token}")
         try:
-            return _opener(self.url).open(request, timeout=self.patience.timeout)
+            answer = _opener(self.url).open(request, timeout=self.patience.timeout)
+            _MET.add(urlsplit(self.url).netloc)
+            return answer
         except urllib.error.HTTPError as answer:
             with answer:
                 return self._refused(answer)
@@ -195,7 +205,7 @@ class Remote:
         except urllib.error.URLError as error:
             if isinstance(error.reason, socket.gaierror):
                 host = urlsplit(self.url).hostname
-                raise _Again(f"no address for {host}: is there a network?") from None
+                raise _NoAddress(f"no address for {host}: is there a network?") from None
             raise
 
     def _refused(self, answer: urllib.error.HTTPError) -> Any:
