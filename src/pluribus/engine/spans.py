@@ -16,7 +16,7 @@ from pluribus.core.merger import At, accepted, call, fused
 from pluribus.engine.blocks import OUT, Held, Reader, Span
 from pluribus.engine.plan import Job, Plan
 
-PIECE = 512  # elements of a sample taken in one place
+PIECE = 1024  # elements of a sample taken in one place
 
 
 class Task(NamedTuple):
@@ -118,7 +118,7 @@ class Worker:
             base, experts, extras = self.reader.read(job, at, None)
             values = looked_at(fold, base, experts, at, {**extras, **folded})
             return np.asarray(values).reshape(1, values.shape[0], -1)
-        pieces = min(24 + (size >> 18), 1024)
+        pieces = min(12 + (size >> 19), 1024)
         length = min(PIECE, size)
         starts = np.linspace(0, size - length, pieces).astype(np.int64).tolist()
         rows = np.empty((len(job.sources), pieces, length), np.float32)
