@@ -5,6 +5,8 @@ import pytest
 
 from pluribus.core.errors import InputError
 from pluribus.core.merger import At
+from pluribus.core.pool import Pool
+from pluribus.engine.driver import plan_pool
 from pluribus.engine.reference import merge_arrays
 from pluribus.merge.pcb import CLIPS, PCB
 
@@ -197,6 +199,12 @@ def test_as_many_scales_as_experts():
     base, experts = planted(d=500)
     with pytest.raises(InputError, match="2 values were given for 4 experts"):
         merged(PCB(scale=(1.0, 2.0)), base, experts)
+
+
+def test_one_expert_warns_once():
+    base, experts = planted(t=1, d=2000)
+    (warning,) = plan_pool(Pool({"x": base}, [{"x": experts[0]}]), PCB()).warnings
+    assert "a single expert was given" in warning
 
 
 def test_one_expert_is_only_trimmed():

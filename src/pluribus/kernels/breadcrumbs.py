@@ -11,7 +11,7 @@ from pluribus.core.order import Selection
 from pluribus.core.sparse import l1_factors, total_weight
 from pluribus.kernels.chunks import CHUNK, jit, load, load_update, space
 from pluribus.kernels.combine import finish
-from pluribus.kernels.fold import LANES, add_sizes, sum_sizes
+from pluribus.kernels.fold import LANES, add_sizes, close_sizes
 
 ALL = np.iinfo(np.int64).max
 
@@ -93,9 +93,7 @@ def _kept(base, experts, low, low_spare, high, high_spare, out):
             load_update(b[:m], experts[j, start:stop], row)
             low_spare[j], high_spare[j] = _band(row, low[j], low_spare[j], high[j], high_spare[j])
             add_sizes(row, lanes[j])
-    last = n % CHUNK if n % CHUNK else CHUNK
-    for j in range(t):
-        out[j] = sum_sizes(lanes[j], tau[j, last - n % LANES : last])
+    close_sizes(lanes, tau, n, out)
 
 
 def _ends(ends: Selection, at: At) -> tuple[np.ndarray, ...]:

@@ -13,7 +13,7 @@ from pluribus.core.sparse import l1_factors, total_weight
 from pluribus.kernels.chunks import CHUNK, jit, load, load_update, space
 from pluribus.kernels.combine import finish
 from pluribus.kernels.draws import numbers
-from pluribus.kernels.fold import LANES, add_sizes, sum_sizes
+from pluribus.kernels.fold import LANES, add_sizes, close_sizes
 
 
 @jit
@@ -41,9 +41,7 @@ def _survivors(base, experts, streams, start, chance, out):
             load_update(b[:m], experts[j, low:high], tau[j, :m])
             _drop(tau[j, :m], streams[j], start + np.uint64(low), chance[j], drawn[:m])
             add_sizes(tau[j, :m], lanes[j])
-    last = n % CHUNK if n % CHUNK else CHUNK
-    for j in range(t):
-        out[j] = sum_sizes(lanes[j], tau[j, last - n % LANES : last])
+    close_sizes(lanes, tau, n, out)
 
 
 @jit

@@ -251,6 +251,14 @@ def sum_sizes(lanes, tail):
 
 
 @jit
+def close_sizes(lanes, tau, n, out):
+    """Fill `out` (t,) with the sums of lanes and of what the last of n elements leave in `tau`."""
+    last = n % CHUNK if n % CHUNK else CHUNK
+    for j in range(out.size):
+        out[j] = sum_sizes(lanes[j], tau[j, last - n % LANES : last])
+
+
+@jit
 def magnitude_sums(base, experts, out):
     """Fill `out` with the sums of absolute updates of a block, as `total` adds them."""
     t, n = experts.shape
@@ -264,9 +272,7 @@ def magnitude_sums(base, experts, out):
         for j in range(t):
             load_update(b[:m], experts[j, start:stop], tau[j, :m])
             add_sizes(tau[j, :m], lanes[j])
-    last = n % CHUNK if n % CHUNK else CHUNK
-    for j in range(t):
-        out[j] = sum_sizes(lanes[j], tau[j, last - n % LANES : last])
+    close_sizes(lanes, tau, n, out)
 
 
 @jit

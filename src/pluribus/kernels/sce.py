@@ -9,7 +9,7 @@ from pluribus.core.merger import At
 from pluribus.core.order import Selection
 from pluribus.kernels.chunks import CHUNK, jit, load, load_update, space, store
 from pluribus.kernels.combine import elect
-from pluribus.kernels.fold import LANES, add_sizes, sum_sizes
+from pluribus.kernels.fold import LANES, add_sizes, close_sizes
 
 ALL = np.iinfo(np.int64).max
 
@@ -114,9 +114,7 @@ def _energy(base, experts, select, cut, spare, out):
             for i in range(m):
                 row[i] = row[i] * row[i]
             add_sizes(row, lanes[j])
-    last = n % CHUNK if n % CHUNK else CHUNK
-    for j in range(t):
-        out[j] = sum_sizes(lanes[j], tau[j, last - n % LANES : last])
+    close_sizes(lanes, tau, n, out)
 
 
 @jit
