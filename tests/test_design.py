@@ -73,7 +73,9 @@ def families() -> dict[str, dict[str, set[str]]]:
         ("kernels", {"core"}),
         ("engine", {"core", "kernels"}),
         ("tokenizer", {"core"}),
-        ("tasks", {"core"}),
+        ("report", {"core"}),
+        ("tasks", {"core", "engine", "recipe", "report"}),
+        ("loss", {"core"}),
     ],
 )
 def test_the_lower_packages_know_no_family(one, allowed):

@@ -22,6 +22,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pluribus.core.errors import InputError, MismatchError, listing
+from pluribus.core.pool import is_counter
 from pluribus.core.source import Source
 from pluribus.core.weights import Elementwise, Weights
 
@@ -144,8 +145,7 @@ def _check(name: str, models: list[Weights], parts: list[Source]) -> None:
             raise MismatchError(
                 f"tensor {name!r} is {first} in {models[0].label}, but {part.spec} in {model.label}"
             )
-        counter = name.endswith("num_batches_tracked")
-        if first.kind.is_float or counter or part.identity == parts[0].identity:
+        if first.kind.is_float or is_counter(name) or part.identity == parts[0].identity:
             continue
         if part.spec != first or not np.array_equal(part.load(), parts[0].load()):
             raise MismatchError(

@@ -324,6 +324,14 @@ def test_integer_buffers_that_differ_are_refused_by_name(models, small_blocks):
         merge(other, Linear())
 
 
+def test_counters_of_batch_norms_may_differ_and_are_the_first_models():
+    def model(count):
+        return {"bn.weight": torch.ones(3), "bn.num_batches_tracked": torch.tensor(count)}
+
+    got = merge(Pool(model(7), {"a": model(9), "b": model(11)}), Linear())
+    assert int(got["bn.num_batches_tracked"]) == 7
+
+
 def test_a_model_without_floats_is_refused(models):
     pool = models.write(2, {"i": (3,)}, ["I64"])
     with pytest.raises(InputError, match="nothing to merge"):

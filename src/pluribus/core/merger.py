@@ -27,6 +27,8 @@ Share = Annotated[float, Interval(ge=0, le=1)]
 Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
 PositiveInt = Annotated[int, Gt(0)]
+BESIDE = "a path; relative ones are looked for beside the recipe"
+Beside = Annotated[str, BESIDE]
 # One value for all experts, or one for each in their order.
 PerExpert = float | tuple[float, ...]
 FractionPerExpert = Fraction | tuple[Fraction, ...]

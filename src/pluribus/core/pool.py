@@ -7,6 +7,11 @@ from pluribus.core.errors import InputError, MismatchError, listing, nearest
 from pluribus.core.weights import Weights
 
 
+def is_counter(name: str) -> bool:
+    """Return whether a tensor only counts training steps: the base's is as good as any."""
+    return name.split(".")[-1] == "num_batches_tracked"
+
+
 class Pool:
     """A base (or none) and named experts whose tensors fit together.
 

@@ -113,7 +113,7 @@ class _Method:
                 if value is None and parameter.default is MISSING:
                     raise RecipeError(self._unset(parameter, item.name, None))
                 if value is not None:
-                    out[parameter.name] = value
+                    out[parameter.name] = self._placed(value) if parameter.beside else value
                 continue
             found = []
             for i in experts_of(item.slice_, self.facts):
@@ -133,6 +133,12 @@ class _Method:
                     whole = [float(v) if v is not None else v for v in whole]
                 out[parameter.name] = tuple(whole)
         return out
+
+    def _placed(self, path: str) -> str:
+        """Return a path beside the recipe if there is such a file, else as it is written."""
+        folder = self.recipe.folder
+        beside = folder is not None and (folder / path).exists()
+        return str((folder / path).resolve()) if beside and folder is not None else path
 
     def build(self, item: Item, values: Mapping[str, Any]) -> Any:
         """Return the merger for a set of values; equal sets share one."""

@@ -17,6 +17,7 @@ from types import UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from pluribus.core.errors import RecipeError, nearest
+from pluribus.core.merger import BESIDE
 
 Scalar = bool | int | float | str
 
@@ -124,6 +125,7 @@ class Parameter:
     per_expert: bool  # may differ between the models
     numeric: bool  # text such as 1e-5 is read as a number
     default: Any  # MISSING: must be set
+    beside: bool = False  # a path that may be relative to the recipe's folder
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -154,6 +156,7 @@ def parameters_of(cls: type) -> dict[str, Parameter]:
             per_expert=any(get_origin(kind) is tuple for kind in kinds),
             numeric=any(kind in (float, int) for kind in kinds) and str not in kinds,
             default=default,
+            beside=BESIDE in getattr(hints[item.name], "__metadata__", ()),
         )
     return out
 

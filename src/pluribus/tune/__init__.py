@@ -1,0 +1,40 @@
+"""Learned composition: let a little data, mostly unlabelled, choose how much of each expert to add.
+
+    from pluribus import Pool
+    from pluribus.tune import AdaMerging, ModuleForward
+
+    pool = Pool(base, {"mnist": a, "signs": b})
+    tuned = AdaMerging(steps=200).fit(pool, ModuleForward(net, heads), {"mnist": x, "signs": y})
+    tuned.save("merged/")  # the model, its coefficients, and a recipe that replays them
+
+A method is one file here, named after it.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from pluribus.core.registry import Registry
+
+FACTS = "__pluribus_tuner__"
+TUNERS = Registry(__name__, FACTS, "tuning method")
+
+if TYPE_CHECKING:
+    from pluribus.tune._blend import Blend
+    from pluribus.tune._model import ModuleForward
+    from pluribus.tune._result import Tuned
+    from pluribus.tune.adamerging import AdaMerging
+
+_WHERE = {
+    "AdaMerging": "adamerging",
+    "Blend": "_blend",
+    "ModuleForward": "_model",
+    "Tuned": "_result",
+}
+__all__ = ["TUNERS", "AdaMerging", "Blend", "ModuleForward", "Tuned"]
+
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    if name not in _WHERE:
+        raise AttributeError(f"module 'pluribus.tune' has no attribute {name!r}")
+    return getattr(import_module(f"pluribus.tune.{_WHERE[name]}"), name)

@@ -1,0 +1,281 @@
+"""The recipe of a tuning run: which models, which inputs, which method.
+
+    tune_method: adamerging
+    parameters: {steps: 200, lr: 0.001}
+    objective: entropy                  # or kl, cross_entropy (needs labels)
+
+    zoo: vision8                        # models, heads and inputs of a zoo, or:
+
+    base_model: base/                   # causal language models of transformers
+    models:
+      - {model: math/, data: math.jsonl}     # one text a line: {"text": ...}, or plain lines
+      - {model: code/, data: code.txt}
+    max_length: 64                      # tokens of a text that are read
+
+For language models the outputs are the scores of the token after each text; with labels, rows are
+{"text", "answer"} and the label is the answer's first token. For a zoo, `split` says which inputs
+are read ("test", unlabelled, is what the papers adapt on; the labels are not looked at unless the
+objective needs them, and then "test" is refused). Paths are looked for beside the recipe first.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from annotated_types import Gt
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
+
+from pluribus.core.errors import FormatError, InputError, MissingError, RecipeError, need
+from pluribus.core.pool import Pool
+from pluribus.loss import LOSSES, needs
+from pluribus.recipe.schema import Strict
+from pluribus.tune import TUNERS
+from pluribus.tune._model import Forward, ModuleForward
+
+Plain = dict[str, Any]
+Count = Annotated[int, Gt(0)]
+
+
+class Model(Strict):
+    """One expert and its inputs."""
+
+    model: str
+    data: str | None = None
+    name: str | None = None  # of its task; by default its folder's
+
+
+class TuneRecipe(Strict):
+    """A tuning run as a user writes it. `load` reads one; nothing is opened yet."""
+
+    tune_method: str
+    parameters: Plain = Field(default_factory=dict)
+    objective: str = "entropy"
+    objective_parameters: Plain = Field(default_factory=dict)
+    zoo: str | None = None
+    zoo_sizes: Plain = Field(default_factory=dict)
+    split: Literal["test", "val", "train"] = "test"
+    base_model: str | None = None
+    models: Annotated[list[Model], Field(min_length=1)] | None = None
+    batch_size: Count = 16
+    max_length: Count = 64
+    limit: Count | None = None  # inputs of each task, at most
+    seed: Annotated[int, Field(ge=0)] = 0
+    device: str = "cpu"
+    _folder: Path | None = PrivateAttr(None)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "TuneRecipe":
+        if self.zoo is None and (self.base_model is None or self.models is None):
+            raise ValueError("give a zoo, or base_model and models")
+        if self.zoo is None and self.models is not None:
+            lacking = [entry.model for entry in self.models if entry.data is None]
+            if lacking:
+                raise ValueError(f"{lacking[0]} has no data; give each model the texts of its task")
+        return self
+
+    def place(self, path: str) -> str:
+        """Return a path beside the recipe if there is such a one, else as it is written."""
+        beside = self._folder / path if self._folder is not None else None
+        return str(beside) if beside is not None and beside.exists() else path
+
+
+class Run(NamedTuple):
+    """What a recipe comes to."""
+
+    method: Any
+    pool: Pool
+    forward: Forward
+    streams: Mapping[str, Any]
+    objective: Any
+    models: dict[str, str]  # where each model is, for the recipe that replays the result
+
+
+def load(path: str | Path) -> TuneRecipe:
+    """Read a recipe. Raises MissingError or RecipeError saying what is wrong."""
+    import yaml
+
+    path = Path(path)
+    try:
+        told = yaml.safe_load(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise MissingError(f"{path}: no such recipe") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    return of(told, path)
+
+
+def of(told: Any, path: Path | None = None) -> TuneRecipe:
+    """Return the recipe that plain values say."""
+    where = str(path) if path is not None else "recipe"
+    if not isinstance(told, Mapping):
+        raise RecipeError(f"{where}: a tuning recipe is a mapping that begins with tune_method")
+    if "merge_method" in told:
+        raise RecipeError(f"{where}: this is a merge recipe; run it with: pluribus merge {where}")
+    try:
+        recipe = TuneRecipe.model_validate(told)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        spot = ".".join(str(part) for part in fault["loc"])
+        said = fault["msg"].removeprefix("Value error, ")
+        raise RecipeError(f"{where}: {spot + ': ' if spot else ''}{said}") from None
+    recipe._folder = path.parent if path is not None else None
+    return recipe
+
+
+def prepare(recipe: TuneRecipe, on_step: Any = None) -> Run:
+    """Open models and inputs. Raises PluribusError saying what was given and what to do."""
+    method = TUNERS.build(recipe.tune_method, recipe.parameters)
+    objective = LOSSES.build(recipe.objective, recipe.objective_parameters)
+    labelled = needs(objective) == "labels"
+    if recipe.zoo is not None:
+        return _of_zoo(recipe, method, objective, labelled, on_step)
+    return _of_folders(recipe, method, objective, labelled)
+
+
+def _of_zoo(recipe: TuneRecipe, method: Any, objective: Any, labelled: bool, on_step: Any) -> Run:
+    from pluribus.tasks import zoo as zoos
+
+    assert recipe.zoo is not None
+    if labelled and recipe.split == "test":
+        raise InputError(
+            "the objective learns from labels, and split: test would learn from those it is "
+            "scored on; write split: val or train"
+        )
+    zoo = zoos.build(recipe.zoo, recipe.seed, on_step=on_step, **recipe.zoo_sizes)
+    models: dict[str, str] = {}
+    base: Any = zoo.base
+    experts: dict[str, Any] = dict(zoo.experts)
+    if recipe.base_model is not None:
+        base = models["base"] = recipe.place(recipe.base_model)
+    for entry in recipe.models or ():
+        name = entry.name or Path(entry.model).stem
+        if name not in zoo.tasks:
+            raise InputError(
+                f"{entry.model}: zoo {recipe.zoo} has no task {name!r}; name the files after the "
+                f"tasks ({', '.join(zoo.tasks)}), or give each its name:"
+            )
+        experts[name] = models[name] = recipe.place(entry.model)
+    streams = {
+        task: _Cut(data.split(recipe.split), recipe.batch_size, recipe.limit, recipe.seed, labelled)
+        for task, data in zoo.tasks.items()
+    }
+    return Run(method, Pool(base, experts), _zoo_forward(zoo), streams, objective, models)
+
+
+def _zoo_forward(zoo: Any) -> ModuleForward:
+    return ModuleForward(zoo.module(), zoo.heads)
+
+
+class _Cut:
+    """A split in batches, in a new order at every reading; labels only if asked for."""
+
+    def __init__(self, split: Any, size: int, limit: int | None, seed: int, labelled: bool) -> None:
+        self.x, self.y = split.x[:limit], split.y[:limit]
+        self.size, self.seed, self.labelled, self.readings = size, seed, labelled, 0
+
+    def __iter__(self) -> Any:
+        import torch
+
+        rng = torch.Generator().manual_seed(self.seed + 1000 * self.readings)
+        self.readings += 1
+        for rows in torch.randperm(len(self.x), generator=rng).split(self.size):
+            yield (self.x[rows], self.y[rows]) if self.labelled else self.x[rows]
+
+
+def _of_folders(recipe: TuneRecipe, method: Any, objective: Any, labelled: bool) -> Run:
+    try:
+        import transformers
+    except ImportError:
+        raise need("transformers", "hf", "tuning language models") from None
+    import torch
+
+    assert recipe.base_model is not None
+    assert recipe.models is not None
+    base = recipe.place(recipe.base_model)
+    places = {
+        entry.name or Path(entry.model).name: recipe.place(entry.model) for entry in recipe.models
+    }
+    if len(places) < len(recipe.models):
+        raise RecipeError("two models have the same name; give each a name: of its own")
+    pool = Pool(base, places)  # says first what is missing or does not fit
+    if not Path(base).is_dir():
+        raise InputError(f"{base}: give the base as a model folder with its config and tokenizer")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base, padding_side="left")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    streams = {}
+    for entry, name in zip(recipe.models, places, strict=True):
+        rows = _rows(recipe.place(entry.data or ""), labelled)[: recipe.limit]
+        streams[name] = _Texts(rows, tokenizer, recipe)
+
+    def last(module: Any, inputs: Mapping[str, Any], task: str) -> Any:
+        return module(**inputs, logits_to_keep=1, use_cache=False).logits[:, -1]
+
+    model.to(recipe.device)
+    forward = ModuleForward(model, call=last)
+    return Run(method, pool, forward, streams, objective, {"base": base, **places})
+
+
+def _rows(path: str, labelled: bool) -> list[dict[str, str]]:
+    """Read texts: JSON objects with `text` (and `answer`), or plain lines."""
+    try:
+        lines = Path(path).read_text("utf-8").splitlines()
+    except FileNotFoundError:
+        raise MissingError(f"{path}: no such file of texts") from None
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{path}: not UTF-8 text ({error.reason})") from None
+    rows: list[dict[str, str]] = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        if not path.endswith(".jsonl"):
+            rows.append({"text": line})
+            continue
+        try:
+            row = json.loads(line)
+            rows.append({key: str(row[key]) for key in ("text", "answer") if key in row})
+            found = rows[-1]["text"]
+        except (ValueError, KeyError, TypeError):
+            raise FormatError(f'{path}, line {number}: expected {{"text": ...}}') from None
+        if not found.strip():
+            rows.pop()
+    if not rows:
+        raise InputError(f"{path}: holds no text")
+    if labelled and any("answer" not in row for row in rows):
+        raise InputError(f'{path}: the objective needs labels; give rows {{"text", "answer"}}')
+    return rows
+
+
+class _Texts:
+    """Texts in batches of tokens, in a new order at every reading."""
+
+    def __init__(self, rows: list[dict[str, str]], tokenizer: Any, recipe: TuneRecipe) -> None:
+        self.rows, self.tokenizer, self.recipe, self.readings = rows, tokenizer, recipe, 0
+        self.labelled = needs(LOSSES[recipe.objective]) == "labels"
+
+    def __iter__(self) -> Any:
+        import torch
+
+        rng = torch.Generator().manual_seed(self.recipe.seed + 1000 * self.readings)
+        self.readings += 1
+        order = torch.randperm(len(self.rows), generator=rng)
+        for part in order.split(self.recipe.batch_size):
+            rows = [self.rows[int(i)] for i in part]
+            told = self.tokenizer(
+                [row["text"] for row in rows],
+                return_tensors="pt",
+                padding=True,
+                truncation=True,
+                max_length=self.recipe.max_length,
+            )
+            inputs = {key: told[key] for key in ("input_ids", "attention_mask")}
+            if not self.labelled:
+                yield inputs
+                continue
+            first = [
+                self.tokenizer(row["answer"], add_special_tokens=False)["input_ids"][0]
+                for row in rows
+            ]
+            yield inputs, torch.tensor(first)
