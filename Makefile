@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 MERGEKIT := .venv-mergekit
+FUSIONBENCH := .venv-fusionbench
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: setup demo test lint types docs check claims bench mergekit ci clean
+.PHONY: setup demo test lint types docs check claims bench mergekit fusionbench ci clean
 
 setup: $(VENV)/.ready  ## the library with its extras and tools, in .venv
 
@@ -31,6 +32,15 @@ $(MERGEKIT)/.ready: constraints.txt benchmarks/mergekit.txt
 	$(MERGEKIT)/bin/python -m pip -q install --constraint constraints.txt -r benchmarks/mergekit.txt
 	@touch $@
 
+fusionbench: $(FUSIONBENCH)/.ready  ## the peer for learned coefficients, in one of its own
+
+$(FUSIONBENCH)/.ready: constraints.txt benchmarks/fusionbench.txt
+	$(PYTHON) -m venv $(FUSIONBENCH)
+	$(FUSIONBENCH)/bin/python -m pip -q install --upgrade pip
+	$(FUSIONBENCH)/bin/python -m pip -q install --constraint constraints.txt torch
+	$(FUSIONBENCH)/bin/python -m pip -q install --constraint constraints.txt -r benchmarks/fusionbench.txt
+	@touch $@
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -47,11 +57,13 @@ check: lint types  ## what CI checks beside the tests
 claims: setup  ## every claim on three seeds; about half an hour
 	$(BIN)/pluribus claims
 
-bench: setup mergekit  ## pluribus beside mergekit
+bench: setup mergekit fusionbench  ## pluribus beside mergekit and FusionBench
 	$(BIN)/python benchmarks/merge_speed.py --mergekit $(MERGEKIT)/bin/python
+	$(BIN)/python benchmarks/tune_speed.py --fusionbench $(FUSIONBENCH)/bin/python
 
-ci: check mergekit
-	MERGEKIT_PYTHON=$(CURDIR)/$(MERGEKIT)/bin/python $(MAKE) test
+ci: check mergekit fusionbench
+	MERGEKIT_PYTHON=$(CURDIR)/$(MERGEKIT)/bin/python \
+	FUSIONBENCH_PYTHON=$(CURDIR)/$(FUSIONBENCH)/bin/python $(MAKE) test
 
 clean:
-	rm -rf $(VENV) $(MERGEKIT) demo-out .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(MERGEKIT) $(FUSIONBENCH) demo-out .pytest_cache .ruff_cache .hypothesis

@@ -6,15 +6,18 @@ import typing
 from collections.abc import Sequence
 from typing import Any
 
+from pluribus.core.errors import RecipeError, nearest
 from pluribus.core.merger import Facts, facts
 from pluribus.core.registry import MERGERS
+from pluribus.tune import TUNERS
+from pluribus.tune._tuner import TunerFacts, tuner_facts
 
 
 @dataclasses.dataclass(frozen=True)
 class Card:
     """One method for people and programs."""
 
-    facts: Facts
+    facts: Facts | TunerFacts
     parameters: dict[str, str]  # name -> type and default
     doc: str
 
@@ -26,23 +29,29 @@ class Card:
         """Return the card for a terminal."""
         lines = [self.doc.strip(), "", f"name        {self.facts.name}"]
         lines.append(f"paper       {self.facts.paper or 'none'}")
-        lines.append(f"base        {self.facts.base}")
-        low, high = self.facts.experts
-        lines.append(
-            f"experts     {low}{'+' if high is None else '' if high == low else f'-{high}'}"
-        )
-        if self.facts.needs:
-            lines.append(f"needs       {', '.join(self.facts.needs)}")
-        if self.facts.random:
-            lines.append("random      yes: depends on the recipe's seed")
+        if isinstance(self.facts, Facts):
+            lines.append(f"base        {self.facts.base}")
+            lines.append(f"experts     {_many(self.facts)}")
+            if self.facts.needs:
+                lines.append(f"needs       {', '.join(self.facts.needs)}")
+            if self.facts.random:
+                lines.append("random      yes: depends on the recipe's seed")
+        else:
+            lines.append("runs by     pluribus tune, with a little data")
         lines.append("parameters" if self.parameters else "parameters  none")
-        lines += [f"  {name:14s}{told}" for name, told in self.parameters.items()]
+        wide = max(14, *(len(name) + 2 for name in self.parameters), 0)
+        lines += [f"  {name:{wide}s}{told}" for name, told in self.parameters.items()]
         return "\n".join(lines)
 
 
 def card(name: str) -> Card:
     """Return the card of one method. Raises RecipeError with the nearest name."""
-    cls = MERGERS[name]
+    known = [*MERGERS, *TUNERS]
+    if name not in known:
+        raise RecipeError(
+            f"no method is called {name!r}; there are: {', '.join(known)}.{nearest(name, known)}"
+        )
+    cls = TUNERS[name] if name in TUNERS else MERGERS[name]
     hints = typing.get_type_hints(cls)
     told = {}
     for item in dataclasses.fields(cls):
@@ -53,7 +62,13 @@ def card(name: str) -> Card:
         )
     module = inspect.getmodule(cls)
     doc = (module.__doc__ if module else "") or cls.__doc__ or ""
-    return Card(facts(cls), told, inspect.cleandoc(doc))
+    about = tuner_facts(cls) if name in TUNERS else facts(cls)
+    return Card(about, told, inspect.cleandoc(doc))
+
+
+def _many(known: Facts) -> str:
+    low, high = known.experts
+    return f"{low}+" if high is None else str(low) if low == high else f"{low}-{high}"
 
 
 def _kind(hint: Any) -> str:
@@ -63,7 +78,7 @@ def _kind(hint: Any) -> str:
 
 def cards() -> list[Card]:
     """Return all cards by name."""
-    return [card(name) for name in MERGERS]
+    return [card(name) for name in [*MERGERS, *TUNERS]]
 
 
 def find(words: Sequence[str]) -> list[Card]:
@@ -98,10 +113,23 @@ def markdown() -> str:
     ]
     for one in cards():
         known = one.facts
-        low, high = known.experts
-        many = f"{low}+" if high is None else str(low) if low == high else f"{low}-{high}"
-        paper = known.paper
-        if paper.startswith("arXiv:"):
-            paper = f"[{paper}](https://arxiv.org/abs/{paper.removeprefix('arXiv:')})"
-        lines.append(f"| `{known.name}` | {known.summary} | {known.base} | {many} | {paper} |")
+        if isinstance(known, Facts):
+            about = f"{known.base} | {_many(known)} | {_linked(known.paper)}"
+            lines.append(f"| `{known.name}` | {known.summary} | {about} |")
     return "\n".join(lines)
+
+
+def tuners() -> str:
+    """Return the table of tuning methods for the documentation."""
+    lines = ["| method | what it does | paper |", "| --- | --- | --- |"]
+    for one in cards():
+        known = one.facts
+        if isinstance(known, TunerFacts):
+            lines.append(f"| `{known.name}` | {known.summary} | {_linked(known.paper)} |")
+    return "\n".join(lines)
+
+
+def _linked(paper: str) -> str:
+    if not paper.startswith("arXiv:"):
+        return paper
+    return f"[{paper}](https://arxiv.org/abs/{paper.removeprefix('arXiv:')})"

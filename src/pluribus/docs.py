@@ -50,6 +50,7 @@ def pages() -> str:
 
 PARTS: dict[str, Callable[[], str]] = {
     "methods": catalogue.markdown,
+    "tuners": catalogue.tuners,
     "claims": lambda: claims.markdown(RESULTS / "claims"),
     "verdicts": lambda: claims.verdicts(RESULTS / "claims"),
     "speed": speed,
