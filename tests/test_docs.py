@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import typer
+import yaml
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "recipe"))  # tests are collected without a package
@@ -16,9 +17,11 @@ import tiny  # noqa: E402
 from pluribus import Weights, recipe  # noqa: E402
 from pluribus.cli import build  # noqa: E402
 from pluribus.compress import _recipe  # noqa: E402
+from pluribus.tune import TUNERS  # noqa: E402
+from pluribus.tune import _recipe as tune_recipe  # noqa: E402
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-RUNNABLE = [ROOT / "README.md", ROOT / "docs" / "guide.md"]
+RUNNABLE = [ROOT / "README.md", ROOT / "docs" / "guide.md", ROOT / "docs" / "tuning.md"]
 COMMANDS = typer.main.get_command(build()).commands
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`(pluribus [^`\n]+)`")
@@ -120,6 +123,10 @@ def test_recipes_plan(text, models):
         (models / "bank.yml").write_text(text)
         assert _recipe.load(Path("bank.yml")).experts
         return
+    if text.startswith("tune_method:"):
+        told = yaml.safe_load(text)
+        assert TUNERS.build(told["tune_method"], tune_recipe.of(told).parameters)
+        return
     planned = recipe.plan(recipe.load(text, folder=models))
     assert planned[-1].plan.jobs
     assert not [note for each in planned for note in each.warnings if "unknown" in note]
@@ -131,6 +138,14 @@ def test_recipes_plan(text, models):
 def test_example_recipes_are_read(path):
     if path.name != "bank.yml":
         assert recipe.load(path)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "examples" / "tune").glob("*.yml")), ids=lambda path: path.name
+)
+def test_example_tunings_are_read(path):
+    told = tune_recipe.load(path)
+    assert TUNERS.build(told.tune_method, told.parameters)
 
 
 # -- commands --------------------------------------------------------------------------------------

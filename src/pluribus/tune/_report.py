@@ -10,7 +10,7 @@ from pluribus.core.depth import depth_map
 if TYPE_CHECKING:
     from pluribus.tune._result import Tuned
 
-POINTS = 60  # of a line, at most
+POINTS = 20  # of a line, at most: single steps are noise
 
 
 def by_layer(tuned: "Tuned") -> tuple[list[str], list[list[float]]]:

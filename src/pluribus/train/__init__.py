@@ -1,0 +1,4 @@
+"""Training that a merge stands on or replaces; each idea is a package of its own.
+
+`continual`: tasks that arrive one after another, and models for any preference between them.
+"""
