@@ -54,7 +54,7 @@ docs: setup  ## write the generated parts of README and docs anew
 check: lint types  ## what CI checks beside the tests
 	$(BIN)/python -m pluribus.docs --check
 
-claims: setup  ## every claim on three seeds; about half an hour
+claims: setup  ## every claim on three seeds; about an hour
 	$(BIN)/pluribus claims
 
 bench: setup mergekit fusionbench  ## pluribus beside mergekit and FusionBench
