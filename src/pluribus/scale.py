@@ -21,8 +21,9 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pluribus.core.arrays import per_expert
-from pluribus.core.errors import InputError, nearest, need
+from pluribus.core.errors import InputError, nearest
 from pluribus.core.merger import facts
+from pluribus.core.optional import optional
 from pluribus.core.pool import Pool
 
 if TYPE_CHECKING:
@@ -338,12 +339,7 @@ def _evolve(
     models: _Models,
 ) -> None:
     """Run CMA-ES (Hansen, https://arxiv.org/abs/1604.00772) in the unit cube of the spans."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import cma
-    except ImportError:
-        raise need("cma", "search", 'optimizer="cma"') from None
+    cma = optional("cma", "search", 'optimizer="cma"')
     names = list(spans)
     lows = [min(spans[name]) for name in names]
     widths = [max(spans[name]) - low for name, low in zip(names, lows, strict=True)]

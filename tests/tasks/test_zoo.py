@@ -3,8 +3,9 @@ import torch
 
 from pluribus.core.errors import InputError, MismatchError
 from pluribus.tasks import cache, zoo
+from pluribus.tasks.encoders.mlp import ResidualMLP
 from pluribus.tasks.sets import DataError
-from pluribus.tasks.specialise import ResidualMLP, _schedule, drawn, skeleton
+from pluribus.tasks.specialise import _schedule, drawn, skeleton
 from pluribus.tasks.views import generator
 
 SMALL = {"train": 120, "val": 60, "test": 60, "width": 32, "depth": 2, "epochs": 40, "threads": 1}

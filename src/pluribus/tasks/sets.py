@@ -1,10 +1,12 @@
-"""Image sets by name: embedded, then the user's folder, then the cache; never the network.
+"""Data sets by name: embedded, then the user's folder, then the cache, then the public source.
 
-A set is an .npz with `x_train y_train x_test y_test classes`, looked for in this order:
+An image set is an .npz with `x_train y_train x_test y_test classes`, a text set a .jsonl.gz (see
+`texts`). They are looked for in this order:
 
     1. inside the package        digits (scikit-learn's load_digits, CC BY 4.0, see data/NOTICE)
-    2. $PLURIBUS_DATA            vision/NAME.npz, then NAME.npz
+    2. $PLURIBUS_DATA            vision/NAME.npz or text/NAME.jsonl.gz, then without the folder
     3. $PLURIBUS_CACHE/data      the same two; the cache folder defaults to ~/.cache/pluribus
+    4. the public source         text sets that `download` knows with their checksums
 
 Pixels come as stored, in the range 0..`peak`: 255 for most sets, 16 for digits.
 """
@@ -13,12 +15,13 @@ import os
 import zipfile
 from importlib import resources
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from pluribus.core.errors import FormatError, MissingError, listing, nearest
+from pluribus.core.errors import FormatError, MissingError, NetworkError, listing, nearest
 from pluribus.core.shapes import UInt8
+from pluribus.tasks.texts import TextSet, labelled, rows
 
 EMBEDDED = ("digits",)
 ARRAYS = ("x_train", "y_train", "x_test", "y_test", "classes")
@@ -26,6 +29,29 @@ ARRAYS = ("x_train", "y_train", "x_test", "y_test", "classes")
 
 class DataError(MissingError):
     """A data set that none of the known places holds."""
+
+
+class Kind(NamedTuple):
+    """Where files of a kind lie, which are embedded, and what one holds."""
+
+    told: str
+    folder: str
+    ending: str
+    embedded: tuple[str, ...]
+    holds: str
+
+
+IMAGES = Kind("image", "vision", ".npz", EMBEDDED, f"the arrays {' '.join(ARRAYS)}")
+TEXTS = Kind(
+    "text", "text", ".jsonl.gz", (), "one JSON object a line: text or a and b, label, split"
+)
+
+
+class Located(NamedTuple):
+    """Where a set was found, and the file (None for an embedded one)."""
+
+    place: str  # "embedded", "PLURIBUS_DATA", "cache" or "public source" (not here yet)
+    path: Path | None
 
 
 class ImageSet(NamedTuple):
@@ -53,30 +79,86 @@ def images(name: str) -> ImageSet:
     if name in EMBEDDED:
         with (resources.files("pluribus.tasks") / "data" / f"{name}.npz").open("rb") as file:
             return _read(file, f"the embedded {name}.npz")
-    folders = _folders()
-    for folder in folders:
-        for path in (folder / "vision" / f"{name}.npz", folder / f"{name}.npz"):
-            if path.parent in (folder, folder / "vision") and path.is_file():
-                with path.open("rb") as file:
-                    return _read(file, str(path))
-    raise DataError(_missing(name, folders))
+    path = _found(name, IMAGES)
+    with path.open("rb") as file:
+        return _read(file, str(path))
 
 
-def _folders() -> list[Path]:
+def texts(name: str) -> TextSet:
+    """Return the named labelled text set; `DataError` says where it was looked for."""
+    path = _found(name, TEXTS)
+    return labelled(rows(path), str(path))
+
+
+def records(name: str) -> list[dict[str, Any]]:
+    """Return the rows of the named text set with whatever fields its file gives them."""
+    return rows(_found(name, TEXTS))
+
+
+def locate(name: str, kind: Kind) -> Located | None:
+    """Return where a set would be read from, without reading or fetching it; None if nowhere."""
+    if name in kind.embedded:
+        return Located("embedded", None)
+    for place, folder in _folders().items():
+        for under in (folder / kind.folder, folder):
+            path = under / f"{name}{kind.ending}"
+            if path.parent == under and path.is_file():
+                return Located(place, path)
+    if kind is TEXTS and name in _origins():
+        return Located("public source", None)
+    return None
+
+
+def _found(name: str, kind: Kind) -> Path:
+    located = locate(name, kind)
+    if located is None:
+        raise DataError(_missing(name, kind))
+    if located.path is not None:
+        return located.path
+    from pluribus.tasks.download import offline, text_set
+
+    if variable := offline():
+        raise DataError(f"{_missing(name, kind)} Or unset {variable}, to have it downloaded.")
+    try:
+        return text_set(name, cache_folder() / "data")
+    except NetworkError as error:
+        raise NetworkError(
+            f"{error}; or set PLURIBUS_DATA to a folder that holds text/{name}.jsonl.gz"
+        ) from None
+
+
+def _origins() -> tuple[str, ...]:
+    from pluribus.tasks.sources import ORIGINS
+
+    return tuple(ORIGINS)
+
+
+def _folders() -> dict[str, Path]:
     own = os.environ.get("PLURIBUS_DATA")
-    return ([Path(own).expanduser()] if own else []) + [cache_folder() / "data"]
+    mine = {"PLURIBUS_DATA": Path(own).expanduser()} if own else {}
+    return mine | {"cache": cache_folder() / "data"}
 
 
-def _missing(name: str, folders: list[Path]) -> str:
-    here = {path.stem for f in folders for path in [*f.glob("vision/*.npz"), *f.glob("*.npz")]}
-    known = sorted(here.union(EMBEDDED))
+def _missing(name: str, kind: Kind) -> str:
+    folders = list(_folders().values())
+    known = sorted(_present(folders, kind).union(kind.embedded))
     unset = "" if len(folders) > 1 else " (PLURIBUS_DATA is not set)"
+    file = f"{kind.folder}/{name}{kind.ending}"
     return (
-        f"no image set '{name}': looked for vision/{name}.npz and {name}.npz in "
+        f"no {kind.told} set '{name}': looked for {file} and {name}{kind.ending} in "
         f"{' and '.join(map(str, folders))}{unset}; found there or embedded: {listing(known, 12)}."
-        f"{nearest(name, known)} Set PLURIBUS_DATA to a folder that holds vision/{name}.npz "
-        f"with the arrays {' '.join(ARRAYS)}."
+        f"{nearest(name, known)} Set PLURIBUS_DATA to a folder that holds {file} "
+        f"with {kind.holds}."
     )
+
+
+def _present(folders: list[Path], kind: Kind) -> set[str]:
+    return {
+        path.name.removesuffix(kind.ending)
+        for folder in folders
+        for place in (folder / kind.folder, folder)
+        for path in place.glob(f"*{kind.ending}")
+    }
 
 
 def _read(file: IO[bytes], where: str) -> ImageSet:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pluribus.core.errors import listing, need
+from pluribus.core.optional import optional
 from pluribus.tokenizer.align import Alignment, VocabIn
 from pluribus.tokenizer.errors import TokenizerError
 
@@ -165,12 +166,9 @@ def read_fast(path: Path) -> "tokenizers.Tokenizer":
 
 
 def _read_with_transformers(folder: Path) -> Any:
+    hf = optional("transformers", "hf", f"Reading the tokenizer in {folder}")
     try:
-        import transformers
-    except ImportError:
-        raise need("transformers", "hf", f"Reading the tokenizer in {folder}") from None
-    try:
-        return transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        return hf.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # each tokenizer class raises its own
         raise TokenizerError(
             f"{folder}: transformers cannot load the tokenizer: {error}"

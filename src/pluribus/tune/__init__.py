@@ -22,14 +22,18 @@ if TYPE_CHECKING:
     from pluribus.tune._model import ModuleForward
     from pluribus.tune._result import Tuned
     from pluribus.tune.adamerging import AdaMerging
+    from pluribus.tune.atlas import Atlas
+    from pluribus.tune.concrete import Concrete
 
 _WHERE = {
     "AdaMerging": "adamerging",
+    "Atlas": "atlas",
+    "Concrete": "concrete",
     "Blend": "_blend",
     "ModuleForward": "_model",
     "Tuned": "_result",
 }
-__all__ = ["TUNERS", "AdaMerging", "Blend", "ModuleForward", "Tuned"]
+__all__ = ["TUNERS", "AdaMerging", "Atlas", "Blend", "Concrete", "ModuleForward", "Tuned"]
 
 
 def __getattr__(name: str) -> Any:

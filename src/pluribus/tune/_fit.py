@@ -16,6 +16,8 @@ from torch import Tensor
 
 from pluribus.core.errors import InputError, NonFiniteError, listing
 from pluribus.loss import logits_of, needs
+from pluribus.loss.cross_entropy import CrossEntropy
+from pluribus.loss.negate import Negate
 from pluribus.tune._blend import Blend, Leaves
 from pluribus.tune._model import Forward, held
 from pluribus.tune._streams import Batch, Ended, Streams
@@ -68,6 +70,8 @@ class Problem:
         *,
         weights: Mapping[str, float] | None = None,
     ) -> None:
+        if isinstance(objective, Negate):  # each task's cross-entropy, with a sign
+            weights, objective = objective.shares(streams), CrossEntropy()
         self.blend, self.forward, self.objective = blend, forward, objective
         self.wants = needs(objective)
         self._guesser = Guesser(objective) if self.wants == "guesses" else None

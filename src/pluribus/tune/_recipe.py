@@ -26,7 +26,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 from annotated_types import Gt
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
-from pluribus.core.errors import FormatError, InputError, MissingError, RecipeError, need
+from pluribus.core.errors import FormatError, InputError, MissingError, RecipeError
+from pluribus.core.optional import optional
 from pluribus.core.pool import Pool
 from pluribus.loss import LOSSES, needs
 from pluribus.recipe.schema import Strict
@@ -174,6 +175,9 @@ class _Cut:
         self.x, self.y = split.x[:limit], split.y[:limit]
         self.size, self.seed, self.labelled, self.readings = size, seed, labelled, 0
 
+    def __len__(self) -> int:
+        return -(-len(self.x) // self.size)
+
     def __iter__(self) -> Any:
         import torch
 
@@ -184,11 +188,9 @@ class _Cut:
 
 
 def _of_folders(recipe: TuneRecipe, method: Any, objective: Any, labelled: bool) -> Run:
-    try:
-        import transformers
-    except ImportError:
-        raise need("transformers", "hf", "tuning language models") from None
     import torch
+
+    hf = optional("transformers", "hf", "tuning language models")
 
     assert recipe.base_model is not None
     assert recipe.models is not None
@@ -201,10 +203,10 @@ def _of_folders(recipe: TuneRecipe, method: Any, objective: Any, labelled: bool)
     pool = Pool(base, places)  # says first what is missing or does not fit
     if not Path(base).is_dir():
         raise InputError(f"{base}: give the base as a model folder with its config and tokenizer")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(base, padding_side="left")
+    tokenizer = hf.AutoTokenizer.from_pretrained(base, padding_side="left")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    model: Any = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model: Any = hf.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     streams = {}
     for entry, name in zip(recipe.models, places, strict=True):
         rows = _rows(recipe.place(entry.data or ""), labelled)[: recipe.limit]
@@ -254,6 +256,9 @@ class _Texts:
     def __init__(self, rows: list[dict[str, str]], tokenizer: Any, recipe: TuneRecipe) -> None:
         self.rows, self.tokenizer, self.recipe, self.readings = rows, tokenizer, recipe, 0
         self.labelled = needs(LOSSES[recipe.objective]) == "labels"
+
+    def __len__(self) -> int:
+        return -(-len(self.rows) // self.recipe.batch_size)
 
     def __iter__(self) -> Any:
         import torch

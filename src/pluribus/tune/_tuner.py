@@ -3,13 +3,15 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pluribus.core.errors import InputError
 from pluribus.core.merger import _checked
 from pluribus.core.pool import Pool
 from pluribus.tune import FACTS
-from pluribus.tune._fit import Log
+
+if TYPE_CHECKING:
+    from pluribus.tune._fit import Log
 
 T = TypeVar("T", bound=type)
 
@@ -21,6 +23,11 @@ class TunerFacts:
     name: str
     paper: str
     summary: str
+
+
+def tuner_facts(what: Any) -> TunerFacts:
+    """Return the facts of a tuning method or its class."""
+    return getattr(what, FACTS)
 
 
 def tuner(name: str, *, paper: str) -> Callable[[T], T]:
@@ -39,7 +46,7 @@ def tuner(name: str, *, paper: str) -> Callable[[T], T]:
     return decorate
 
 
-def look_at(pool: Pool, forward: Any, log: Log) -> list[str]:
+def look_at(pool: Pool, forward: Any, log: "Log") -> list[str]:
     """Return the floating tensors that are buffers of the module, and note what is odd.
 
     Their updates are left out: running statistics are no parameters.

@@ -24,21 +24,21 @@ base or logits that the merge can inflate: look at the warnings.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
-
-import torch
+from typing import TYPE_CHECKING, Any, Literal
 
 from pluribus.core.errors import InputError
 from pluribus.core.merger import NonNegative, Positive, PositiveInt
 from pluribus.core.pool import Pool
 from pluribus.loss import loss_of
 from pluribus.loss.entropy import Entropy
-from pluribus.tune._blend import Blend, Leaves
-from pluribus.tune._fit import Log, OnStep, Problem, descend
-from pluribus.tune._model import Forward
-from pluribus.tune._result import Tuned
-from pluribus.tune._streams import Batch, check_tasks
 from pluribus.tune._tuner import look_at, tuner
+
+if TYPE_CHECKING:
+    from pluribus.tune._blend import Leaves
+    from pluribus.tune._fit import OnStep
+    from pluribus.tune._model import Forward
+    from pluribus.tune._result import Tuned
+    from pluribus.tune._streams import Batch
 
 PLUS_PLUS = "trim(density=0.2, scope='model', count='official') >> elect(tie='global')"
 
@@ -73,19 +73,26 @@ class AdaMerging:
     def fit(
         self,
         pool: Pool,
-        forward: Forward,
+        forward: "Forward",
         streams: Mapping[str, Iterable[Any]],
         *,
         objective: str | Callable[..., Any] = "entropy",
         device: str = "cpu",
-        on_step: OnStep | None = None,
-    ) -> Tuned:
+        on_step: "OnStep | None" = None,
+    ) -> "Tuned":
         """Learn the coefficients of a pool.
 
         `streams` gives each task's batches: inputs alone, or (inputs, labels) for an objective
         that needs labels ("cross_entropy": the supervised variant). `forward(parameters, inputs,
         task)` returns class scores (b, v). Raises InputError, MismatchError or NonFiniteError.
         """
+        import torch
+
+        from pluribus.tune._blend import Blend
+        from pluribus.tune._fit import Log, Problem, descend
+        from pluribus.tune._result import Tuned
+        from pluribus.tune._streams import check_tasks
+
         log = Log()
         buffers = look_at(pool, forward, log)
         heads = getattr(forward, "heads", None)
@@ -106,7 +113,7 @@ class AdaMerging:
         )
         problem = Problem(blend, forward, streams, loss)
 
-        def gradient(leaves: Leaves, batches: Sequence[Batch]) -> None:
+        def gradient(leaves: "Leaves", batches: "Sequence[Batch]") -> None:
             blend.pull(leaves)
 
         descend(
@@ -117,7 +124,7 @@ class AdaMerging:
             gradient,
             log=log,
             batches_per_step=self.batches_per_step,
-            probe_every=max(1, self.steps // 20),
+            probe_every=max(10, self.steps // 20),
             stop=self.stop,
             on_step=on_step,
         )

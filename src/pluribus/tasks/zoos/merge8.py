@@ -6,12 +6,16 @@ embedded digits; tasks and deviations from the page are in `pluribus.tasks.views
 """
 
 from dataclasses import replace
+from functools import partial
 
 from pluribus.tasks import views
+from pluribus.tasks.encoders.mlp import ResidualMLP
+from pluribus.tasks.raising import raise_specialists
 from pluribus.tasks.specialise import OnStep, Plan
 from pluribus.tasks.views import Sizes
-from pluribus.tasks.zoo import Zoo, raise_specialists
+from pluribus.tasks.zoo import Zoo
 
+SIDE, WIDTH, DEPTH = 28, 512, 6
 PLAN = Plan()  # its defaults are the page's
 SIZES = Sizes(train=1500, val=500, test=500)
 
@@ -24,15 +28,14 @@ def build(
     train: int = SIZES.train,
     val: int = SIZES.val,
     test: int = SIZES.test,
-    width: int = PLAN.width,
-    depth: int = PLAN.depth,
+    width: int = WIDTH,
+    depth: int = DEPTH,
     base_steps: int = PLAN.base_steps,
     epochs: int = PLAN.epochs,
     threads: int = PLAN.threads,
 ) -> Zoo:
     """Build the zoo; every size defaults to the page's. Raises DataError without its data."""
     tasks = views.merge8(seed, Sizes(train, val, test))
-    plan = replace(
-        PLAN, width=width, depth=depth, base_steps=base_steps, epochs=epochs, threads=threads
-    )
-    return raise_specialists("merge8", tasks, plan, seed, cache=cache, on_step=on_step)
+    plan = replace(PLAN, base_steps=base_steps, epochs=epochs, threads=threads)
+    model = partial(ResidualMLP, SIDE * SIDE, width, depth)
+    return raise_specialists("merge8", tasks, plan, seed, model, cache=cache, on_step=on_step)

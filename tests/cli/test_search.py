@@ -1,0 +1,175 @@
+"""`pluribus search`: finds, stores, goes on, writes a recipe that merges; and its page."""
+
+import os
+import re
+import signal
+import sqlite3
+import time
+from pathlib import Path
+
+import pytest
+
+from pluribus.tasks import zoo as zoos
+
+ROOT = Path(__file__).parents[2]
+SMALL = {"width": 32, "depth": 1, "epochs": 6, "train": 256, "val": 80, "test": 40, "threads": 1}
+SPACE = """
+objective: {zoo: demo8}
+base_model: base
+models: [{model: identity}, {model: rot90}, {model: inverted}]
+<<: !oneof
+  - {merge_method: task_arithmetic}
+  - {merge_method: ties, parameters: {density: !float [0.05, 1.0]}}
+parameters: {lambda: !float [0.1, 1.0]}
+"""
+
+
+@pytest.fixture
+def space(tmp_path, monkeypatch):
+    """The working directory, with space.yml and the zoo demo8 at a size that takes a second."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        "pluribus.search.objective._zoos",
+        {("demo8", 0): zoos.build("demo8", 0, cache=False, **SMALL)},
+    )
+    (tmp_path / "space.yml").write_text(SPACE)
+    return tmp_path
+
+
+def test_table_recipe_and_page(cli, space):
+    got = cli("search", "space.yml", "--trials", "5", "--out", "best.yml", "--html", "page.html")
+    assert (got.code, got.err) == (0, "")
+    lines = got.out.splitlines()
+    assert lines[0].split() == ["trial", "score", "seconds", "choices"]
+    scores = [float(line.split()[1]) for line in lines[1:6]]
+    assert scores == sorted(scores, reverse=True)
+    best = re.search(
+        r"^best: trial (\d) of 5 \(score ([\d.]+); zoo demo8, seed 0, val\)", got.out, re.M
+    )
+    assert best
+    assert best[1] == lines[1].split()[0]
+    assert "best.yml: the best recipe, for pluribus merge best.yml merged/" in got.out
+    assert "Score against cost" in Path("page.html").read_text()
+    merged = cli("merge", "best.yml", "merged", "--json")
+    assert merged.code == 0, merged.err
+    assert Path("merged/model.safetensors").is_file()
+
+
+def test_json_and_an_uninterrupted_run_are_the_same(cli, space):
+    whole = cli("search", "space.yml", "--trials", "6", "--json", "--seed", "3").json
+    assert whole["objective"] == "zoo demo8, seed 0, val"
+    assert whole["space_size"] == -1
+    assert len(whole["trials"]) == 6
+    assert whole["recipe"]["merge_method"] in ("task_arithmetic", "ties")
+    first = cli(
+        "search", "space.yml", "--trials", "2", "--store", "s.sqlite", "--seed", "3", "--json"
+    )
+    second = cli(
+        "search", "space.yml", "--trials", "6", "--store", "s.sqlite", "--seed", "3", "--json"
+    )
+    assert first.json["resumed"] == 0
+    assert second.json["resumed"] == 2
+
+    def told(study):
+        return [(t["dna"], t["scores"]) for t in study["trials"]]
+
+    assert told(second.json) == told(whole)
+
+
+def test_best_without_a_file_is_printed(cli, space):
+    got = cli("search", "space.yml", "--trials", "2", "--algorithm", "random", "--top", "1")
+    assert got.out.count("\n  ") <= 12
+    assert "base_model: base" in got.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--algorithm", "evolutio"], "no search algorithm is called 'evolutio'"),
+        (["--algorithm", "enas"], "enas shares weights between modules"),
+        (["--algorithm", "sweep"], "a sweep tries every point, but parameters.lambda"),
+        (["--out", "no/best.yml"], "no/best.yml: name a file in a folder that exists"),
+        (["--html", "no/page.html"], "no such folder to write a page into"),
+        (["--store", "no/s.sqlite"], "its folder does not exist"),
+        (["--budget", "0"], "budget_s = 0.0"),
+        (["--out", "space.yml"], "space.yml: exists; give --overwrite"),
+        (["--store", "space.yml"], "space.yml: not a store of trials"),
+        (["--store", "space.yml", "--no-resume"], "space.yml: exists; leave out --no-resume"),
+    ],
+)
+def test_mistakes_are_one_line_and_cost_nothing(cli, space, arguments, told):
+    got = cli("search", "space.yml", *arguments)
+    assert got.code == 1
+    assert told in got.err
+    assert got.err.count("\n") == 1
+    assert (space / "space.yml").read_text() == SPACE
+    assert sorted(path.name for path in space.iterdir() if path.suffix == ".html") == []
+
+
+def test_other_files(cli, space):
+    assert "sapce.yml: no such file. Did you mean 'space.yml'?" in cli("search", "sapce.yml").err
+    Path("bad.yml").write_text("objective: {zoo: demo8}\nmerge_method: !onof [a]\n")
+    got = cli("search", "bad.yml")
+    assert (got.code, got.out) == (1, "")
+    assert "bad.yml:2: unknown tag '!onof'" in got.err
+    cli("search", "space.yml", "--trials", "1", "--store", "s.sqlite")
+    Path("other.yml").write_text(SPACE.replace("0.05", "0.1"))
+    got = cli("search", "other.yml", "--store", "s.sqlite")
+    assert got.code == 1
+    assert "s.sqlite holds trials of another space" in got.err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_a_killed_command_goes_on(child, cli, space, monkeypatch):
+    """kill -9, and the same command again: the same trials as without."""
+    monkeypatch.setenv("PLURIBUS_CACHE", str(space / "cache"))
+    (space / "space.yml").write_text(SPACE.replace("objective: {zoo", "objective: {limit: 40, zoo"))
+    command = ("search", "space.yml", "--trials", "8", "--store", "s.sqlite", "--json")
+    first = child(*command)
+    until = time.monotonic() + 120
+    while time.monotonic() < until and first.poll() is None:
+        try:
+            base = sqlite3.connect("s.sqlite")
+            done = base.execute("SELECT count(*) FROM trials WHERE status = 'done'").fetchone()[0]
+            base.close()
+        except sqlite3.OperationalError:
+            done = 0
+        if done >= 2:
+            break
+        time.sleep(0.01)
+    os.kill(first.pid, signal.SIGKILL)
+    first.communicate()
+    monkeypatch.setattr("pluribus.search.objective._zoos", {})  # the zoo of the other process
+    resumed = cli(*command).json
+    whole = cli("search", "space.yml", "--trials", "8", "--json").json
+    assert 2 <= resumed["resumed"] < 8
+    assert [t["scores"] for t in resumed["trials"]] == [t["scores"] for t in whole["trials"]]
+    assert [t["dna"] for t in resumed["trials"]] == [t["dna"] for t in whole["trials"]]
+
+
+# -- the page --------------------------------------------------------------------------------------
+
+
+PAGE = ROOT / "docs" / "search.md"
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def test_the_page_s_python_runs(space):
+    text = PAGE.read_text("utf-8")
+    found = [
+        (text.count("\n", 0, m.start()) + 1, m[2]) for m in FENCE.finditer(text) if m[1] == "python"
+    ]
+    assert len(found) >= 5
+    names: dict = {}
+    for line, code in found:
+        exec(compile("\n" * line + code, str(PAGE), "exec"), names)
+
+
+def test_the_page_s_spaces_are_read(space):
+    from pluribus.search import tags
+
+    found = [m[2] for m in FENCE.finditer(PAGE.read_text("utf-8")) if m[1] == "yml"]
+    assert found
+    for text in found:
+        assert "objective" in tags.read(text)
