@@ -1,4 +1,10 @@
-"""PyGlove: programs become spaces, algorithms and flows are exchanged, results get better."""
+"""PyGlove: programs become spaces, algorithms and flows are exchanged, results get better.
+
+Asserted is what held on three seeds: the lines, the five algorithms, and the cost of weight
+sharing. The table is of one training per cell, and training again with another seed moves a cell
+by 1.8 points (standard deviation, 30 cells), while its best fifth spans 4.2: how algorithms rank
+there is reported, not asserted.
+"""
 
 import functools
 import random
@@ -59,6 +65,7 @@ CLAIM = Claim(
             left="evolution",
             right="random",
             each=True,
+            asserted=False,
         ),
         Check(
             text="table: one-sided sign test of that, p",
@@ -66,6 +73,7 @@ CLAIM = Claim(
             margin=0.01,
             at_most=True,
             each=True,
+            asserted=False,
         ),
         Check(
             text="table: factorised flow over flat, 100 trials each",
@@ -85,6 +93,7 @@ CLAIM = Claim(
             margin=20.0,
             at_most=True,
             each=True,
+            asserted=False,
         ),
         Check(
             text="DARTS: rank of its pick in the table, percent from the top",
@@ -92,6 +101,7 @@ CLAIM = Claim(
             margin=20.0,
             at_most=True,
             each=True,
+            asserted=False,
         ),
         Check(
             text="ENAS: processor time over that of 100 separate trainings, percent",
@@ -111,6 +121,7 @@ CLAIM = Claim(
             text="vision6: 60-trial search over recipes, over the best method with its defaults",
             left="recipe_search",
             right="best_default",
+            asserted=False,
         ),
     ),
 )
