@@ -148,13 +148,16 @@ def test_regularised_evolution_solves_one_max(seed):
     assert f"DNA({[1] * 10})" in proposals(generator, spec, bits, 150)
 
 
-def test_without_floats_a_spread_changes_nothing():
-    spec = pg.dna_spec(pg.Dict(a=oneof([1, 2, 3]), b=manyof(2, [1, 2, 3])))
-    near, plain = (
-        proposals(Hill(spread=spread).generator(None, (), 3), spec, bits, 30)
-        for spread in (0.1, 0.0)
-    )
-    assert near == plain
+def test_a_mutant_differs_from_its_parent_where_pygloves_may_not():
+    made = space({"a": oneof([1, 2, 3]), "b": oneof([1, 2])})
+    parent = made.fitted(pg.DNA([0, 1]))
+    fresh = mutator(0.1, 3)
+    ours = [fresh.mutate(parent) for _ in range(40)]
+    own = mutator(0.0, 3)
+    plain = [own.mutate(parent) for _ in range(40)]
+    assert any(child == parent for child in plain)
+    assert not any(child == parent for child in ours)
+    assert len({str(child) for child in ours}) == 3, "one choice changes, and every other value"
 
 
 def test_a_step_is_normal_and_folds_into_its_range():

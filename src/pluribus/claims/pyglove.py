@@ -64,8 +64,6 @@ CLAIM = Claim(
             text="table: best of 100 trials, evolution over random (mean of 100 studies)",
             left="evolution",
             right="random",
-            each=True,
-            asserted=False,
         ),
         Check(
             text="table: one-sided sign test of that, p",
@@ -73,7 +71,6 @@ CLAIM = Claim(
             margin=0.01,
             at_most=True,
             each=True,
-            asserted=False,
         ),
         Check(
             text="table: factorised flow over flat, 100 trials each",
@@ -93,7 +90,6 @@ CLAIM = Claim(
             margin=20.0,
             at_most=True,
             each=True,
-            asserted=False,
         ),
         Check(
             text="DARTS: rank of its pick in the table, percent from the top",
@@ -101,7 +97,6 @@ CLAIM = Claim(
             margin=20.0,
             at_most=True,
             each=True,
-            asserted=False,
         ),
         Check(
             text="ENAS: processor time over that of 100 separate trainings, percent",
@@ -121,7 +116,6 @@ CLAIM = Claim(
             text="vision6: 60-trial search over recipes, over the best method with its defaults",
             left="recipe_search",
             right="best_default",
-            asserted=False,
         ),
     ),
 )

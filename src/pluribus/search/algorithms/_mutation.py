@@ -6,6 +6,7 @@ from typing import Any
 from pluribus.search._pyglove import pg
 
 STEPS = 0.8  # share of the mutations of floats that move it a little
+REDRAWS = 20  # of a mutant that equals its parent: a space of one point has no other
 
 
 def mutator(spread: float, seed: int) -> Any:
@@ -21,10 +22,10 @@ def mutator(spread: float, seed: int) -> Any:
     ]
 )
 class Near(pg.evolution.Mutator):
-    """Make one choice anew, as pyglove's Uniform does; or move a float a little.
+    """Make one choice anew, so that it changes; or move a float a little.
 
-    Of the mutations that hit a float four in five are steps; one that leaves the range is folded
-    back into it. Draws of its own decide, so that without floats the mutants are Uniform's own.
+    pyglove's Uniform may draw the value that was there: it is asked again then. Of the mutations
+    that hit a float four in five are steps; one that leaves the range is folded back into it.
     """
 
     def _on_bound(self) -> None:
@@ -38,7 +39,11 @@ class Near(pg.evolution.Mutator):
         floats = [str(p.id) for p in _active(dna) if isinstance(p, pg.geno.Float)]
         if floats and self._random.random() < STEPS * len(floats) / len(places):
             return self._nudged(dna, self._random.choice(floats))
-        return self._uniform.mutate(dna, step)
+        for _ in range(REDRAWS):
+            child = self._uniform.mutate(dna, step)
+            if child != dna:
+                break
+        return child
 
     def _nudged(self, dna: Any, place: str) -> Any:
         child = dna.clone(deep=True)

@@ -9,7 +9,8 @@ Real et al., AAAI 2019, https://arxiv.org/abs/1802.01548, algorithm 1; pyglove's
 
 Differs from the paper: populations of 20, for studies of tens of trials rather than thousands. With
 `spread` four in five mutations of floats are a step instead, normal with a standard deviation of
-`spread` times the range; on spaces without floats it changes nothing. `spread=0` is pyglove alone.
+`spread` times the range. A child differs from its parent, as in the paper; pyglove's mutator, which
+`spread=0` leaves alone, may draw the value that was there.
 """
 
 from collections.abc import Sequence
