@@ -16,7 +16,8 @@ from pluribus.engine.driver import copy, merge
 from pluribus.loss.negate import Negate
 from pluribus.tune import AdaMerging, Blend
 from pluribus.tune._clipped import auto_lr, penalty
-from pluribus.tune.atlas import Atlas, Examples
+from pluribus.tune._examples import Examples
+from pluribus.tune.atlas import Atlas
 
 from .conftest import TASKS
 

@@ -81,8 +81,11 @@ class Outcome:
 
     @property
     def verdict(self) -> str:
-        """Whether all asserted inequalities hold."""
-        return "holds" if all(self.holds(c) for c in self.claim.checks if c.asserted) else "fails"
+        """Whether all asserted inequalities hold; "measured" if none is asserted."""
+        asserted = [check for check in self.claim.checks if check.asserted]
+        if not asserted:
+            return "measured"
+        return "holds" if all(self.holds(check) for check in asserted) else "fails"
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything needed to judge and to repeat the measurement."""
@@ -197,6 +200,7 @@ def verdicts(folder: Path) -> str:
         found = json.loads(path.read_text())
         asserted = [check["holds"] for check in found["checks"] if check["asserted"]]
         verdict = "holds" if all(asserted) else "**fails**"
+        verdict = verdict if asserted else "measured"
         lines.append(
             f"| {name} | {_cell(found['title'])} | {sum(asserted)} of {len(asserted)} | {verdict} |"
         )

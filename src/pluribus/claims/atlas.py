@@ -2,11 +2,16 @@
 
 The pool is unusually relevant: five close views of the same images and one set of digits, so a new
 task is nearly a mixture of the others. The published margins, on 22 unrelated data sets under CLIP,
-cannot be had here. Differs from the page for the time it takes: (a) and (c) are on its harder bed
-alone, and (b) takes one target a seed, three over the seeds, without augmentation.
+cannot be had here. For the time it takes, addition and budget are measured on the harder bed alone,
+and few-shot learning on one target a seed, three over the seeds, without augmentation.
+
+The paper's heads come from class names and have not seen the shots. Here the other views have the
+same classes, so the mean of their heads is such a head for the target. A head of the shots' own
+class means is reported beside it: it names the shots rightly before anything is learned, and leaves
+little for them to teach.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,14 +25,14 @@ from pluribus.tasks import zoo as zoos
 from pluribus.tasks.heads import class_means
 from pluribus.tasks.views import Split
 from pluribus.tasks.zoos.vision6 import HARDER
-from pluribus.tune._adapters import Shots
-from pluribus.tune.atlas import Atlas, LpPlusPlus, Tip
+from pluribus.tune._adapters import LpPlusPlus, Shots, Tip
+from pluribus.tune.atlas import Atlas
 
 LABELLED = 200  # validation images a task that (a) and (c) learn from, and choose by
 EPOCHS, STEPS_PER_EPOCH = 15, 10
 LR = 1e-2
 GRID = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
-TARGETS = ("rot180", "inverted", "digits")  # one a seed, in turn
+TARGETS = ("rot180", "inverted", "rolled")  # one a seed, in turn
 SHOTS = 4  # of each class
 HELD = 200  # validation images by which (b) chooses rates and epochs
 RATES = {"atlas": (0.01, 0.03, 0.1), "fine_tuned": (1e-4, 3e-4, 1e-3)}
@@ -43,29 +48,33 @@ CLAIM = Claim(
     ),
     model="small vision transformer; base trained jointly for a moment, six fine-tunes of it",
     metric="top-1 accuracy on held-out test images, percent",
-    checks=(
+    checks=(  # none is asserted until three seeds have been seen
         Check(
             text=f"addition, {LABELLED} labels a task: by block over one a task vector",
             left="block",
             right="vector",
-            margin=1.0,
+            margin=2.0,
+            asserted=False,
         ),
         Check(
             text="addition: by block over the best single scale of a grid",
             left="block",
             right="best_scale",
-            margin=1.0,
+            margin=2.0,
+            asserted=False,
         ),
         Check(
             text=f"few-shot ({SHOTS} a class, own expert left out): over the base",
-            left="few_shot",
+            left="few_shot_atlas",
             right="few_shot_base",
             margin=3.0,
+            asserted=False,
         ),
         Check(
             text="few-shot: over fine-tuning all weights on the same shots",
-            left="few_shot",
+            left="few_shot_atlas",
             right="few_shot_fine_tuned",
+            asserted=False,
         ),
         Check(
             text="few-shot: numbers that train",
@@ -73,28 +82,44 @@ CLAIM = Claim(
             margin=1000.0,
             at_most=True,
             each=True,
+            asserted=False,
         ),
         Check(
             text="half of the blocks, by gradient: over all of them",
             left="budget_gradient",
             right="block",
             margin=-1.5,
+            asserted=False,
         ),
         Check(
             text="half of the blocks: by gradient over at random",
             left="budget_gradient",
             right="budget_random",
+            asserted=False,
+        ),
+        Check(
+            text="few-shot, head of the shots' class means: over the base",
+            left="means_atlas",
+            right="means_base",
+            margin=3.0,
+            asserted=False,
+        ),
+        Check(
+            text="few-shot, head of the shots' class means: over fine-tuning",
+            left="means_atlas",
+            right="means_fine_tuned",
+            asserted=False,
         ),
         Check(
             text="few-shot: Tip on top over without",
             left="few_shot_tip",
-            right="few_shot",
+            right="few_shot_atlas",
             asserted=False,
         ),
         Check(
             text="few-shot: LP++ on top over without",
             left="few_shot_lp_plus_plus",
-            right="few_shot",
+            right="few_shot_atlas",
             asserted=False,
         ),
     ),
@@ -147,26 +172,43 @@ def few_shot(seed: int, on_step: OnStep | None = None) -> dict[str, float]:
     zoo = zoos.build("vision6", seed, without=target, on_step=on_step)
     data = zoo.left_out[target]
     shots, held = shots_of(data.train, SHOTS), data.val.first(HELD)
-    features = zoo.features(zoo.base, shots.x)
-    head = class_means(features, shots.y, len(data.classes))
-    zoo = zoo.with_head(target, head["weight"], head["bias"])
-    learned = adapted(zoo, target, shots, held, seed)
-    tuned = fine_tuned(zoo, target, shots, held)
+    means = class_means(zoo.features(zoo.base, shots.x), shots.y, len(data.classes))
+    average = heads_mean(zoo, data.classes)
+    named = zoo.with_head(target, average["weight"], average["bias"])
+    of_means = zoo.with_head(target, means["weight"], means["bias"])
+    learned, found = from_shots(named, target, shots, held, seed)
+    _, beside = from_shots(of_means, target, shots, held, seed)
 
     def seen(split: Split) -> Shots:
-        features = zoo.features(learned, split.x)
-        return Shots(features, zoo.logits(learned, target, split.x), split.y)
+        features = named.features(learned, split.x)
+        return Shots(features, named.logits(learned, target, split.x), split.y)
 
+    parts = [seen(split) for split in (shots, held, data.test)]
     adapters = {"tip": Tip(seed=seed), "lp_plus_plus": LpPlusPlus(seed=seed)}
+    for name, method in adapters.items():
+        found[name] = 100 * method.fit(parts[0], parts[1]).accuracy(parts[2])
     return {
-        "few_shot": 100 * zoo.score(learned, target),
-        "few_shot_base": 100 * zoo.score(zoo.base, target),
-        "few_shot_fine_tuned": 100 * zoo.score(tuned, target),
         "few_shot_numbers": len(zoo.base) * len(zoo.experts),
-        **{
-            f"few_shot_{name}": 100 * method.fit(seen(shots), seen(held)).accuracy(seen(data.test))
-            for name, method in adapters.items()
-        },
+        **{f"few_shot_{name}": value for name, value in found.items()},
+        **{f"means_{name}": value for name, value in beside.items()},
+    }
+
+
+def heads_mean(zoo: zoos.Zoo, classes: Sequence[str]) -> State:
+    """Return the mean of the heads of all tasks with these classes."""
+    heads = [zoo.heads[task] for task, data in zoo.tasks.items() if data.classes == classes]
+    return {name: torch.stack([head[name] for head in heads]).mean(0) for name in heads[0]}
+
+
+def from_shots(
+    zoo: zoos.Zoo, target: str, shots: Split, held: Split, seed: int
+) -> tuple[State, dict[str, float]]:
+    """Return aTLAS's weights, and the scores of base, aTLAS and fine-tuning."""
+    state = adapted(zoo, target, shots, held, seed)
+    return state, {
+        "base": 100 * zoo.score(zoo.base, target),
+        "atlas": 100 * zoo.score(state, target),
+        "fine_tuned": 100 * zoo.score(fine_tuned(zoo, target, shots, held), target),
     }
 
 

@@ -1,9 +1,8 @@
 """PyGlove: programs become spaces, algorithms and flows are exchanged, results get better.
 
-Asserted is what held on three seeds: the lines, the five algorithms, and the cost of weight
-sharing. The table is of one training per cell, and training again with another seed moves a cell
-by 1.8 points (standard deviation, 30 cells), while its best fifth spans 4.2: how algorithms rank
-there is reported, not asserted.
+The table is of one training per cell, and training again with another seed moves a cell by 1.8
+points (standard deviation, 30 cells), while its best fifth spans 4.2: how algorithms rank there
+says less than one would like.
 """
 
 import functools

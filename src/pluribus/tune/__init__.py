@@ -18,7 +18,11 @@ FACTS = "__pluribus_tuner__"
 TUNERS = Registry(__name__, FACTS, "tuning method")
 
 if TYPE_CHECKING:
+    from pluribus.tune._adapters import LpPlusPlus, Tip
     from pluribus.tune._blend import Blend
+    from pluribus.tune._examples import Examples
+    from pluribus.tune._linear import linear_scores
+    from pluribus.tune._mask import ConcreteMask
     from pluribus.tune._model import ModuleForward
     from pluribus.tune._result import Tuned
     from pluribus.tune.adamerging import AdaMerging
@@ -28,12 +32,30 @@ if TYPE_CHECKING:
 _WHERE = {
     "AdaMerging": "adamerging",
     "Atlas": "atlas",
-    "Concrete": "concrete",
     "Blend": "_blend",
+    "Concrete": "concrete",
+    "ConcreteMask": "_mask",
+    "Examples": "_examples",
+    "LpPlusPlus": "_adapters",
     "ModuleForward": "_model",
+    "Tip": "_adapters",
     "Tuned": "_result",
+    "linear_scores": "_linear",
 }
-__all__ = ["TUNERS", "AdaMerging", "Atlas", "Blend", "Concrete", "ModuleForward", "Tuned"]
+__all__ = [
+    "TUNERS",
+    "AdaMerging",
+    "Atlas",
+    "Blend",
+    "Concrete",
+    "ConcreteMask",
+    "Examples",
+    "LpPlusPlus",
+    "ModuleForward",
+    "Tip",
+    "Tuned",
+    "linear_scores",
+]
 
 
 def __getattr__(name: str) -> Any:

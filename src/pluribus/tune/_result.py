@@ -103,6 +103,7 @@ class Tuned:
             "settings": {k: str(v) if callable(v) else v for k, v in asdict(self.method).items()},
             "experts": list(self.coefficients.experts),
             "steps": len(steps),
+            "skipped": self.log.skipped,
             "stopped": self.log.stopped,
             "kept_step": self.log.best,
             "loss": [steps[0].loss, steps[-1].loss] if steps else [],

@@ -34,35 +34,24 @@ budget. When it pays: a pool whose experts are relevant, and too few examples fo
 goes wrong with a pool that is not, and it cannot make features that no expert has.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Tensor
-
-from pluribus.core.errors import InputError, listing
+from pluribus.core.errors import InputError
 from pluribus.core.merger import NonNegative, Positive, PositiveInt
 from pluribus.core.pool import Pool
-from pluribus.loss import FACTS, loss_of, needs
-from pluribus.loss.negate import Negate
-from pluribus.loss.ufm import Ufm
-from pluribus.tune._adapters import LpPlusPlus, Tip
-from pluribus.tune._blend import Blend, Leaves
-from pluribus.tune._budget import block_scores, check_budget, drawn, greatest
-from pluribus.tune._clipped import Clipped, auto_lr
-from pluribus.tune._examples import Augment, Examples, deal, epoch_of, finite
-from pluribus.tune._fit import Log, OnStep, Problem, descend
-from pluribus.tune._judge import Judge, Validation, forgetting, normalised
-from pluribus.tune._linear import Linearised, linear_scores
-from pluribus.tune._model import Forward
-from pluribus.tune._result import Tuned
-from pluribus.tune._streams import check_tasks
-from pluribus.tune._trusted import TwoViews, View, in_two_views
-from pluribus.tune._tuner import look_at, tuner
+from pluribus.loss import loss_of
+from pluribus.tune._tuner import tuner
 
-__all__ = ["Atlas", "Examples", "LpPlusPlus", "Tip", "linear_scores"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pluribus.tune._examples import Augment
+    from pluribus.tune._fit import OnStep
+    from pluribus.tune._model import Forward
+    from pluribus.tune._result import Tuned
+    from pluribus.tune._trusted import View
 
 NEGATION = {  # the authors' multiple of lr 1e-3, and epochs, by data set
     "cars": (5, 20),
@@ -146,17 +135,17 @@ class Atlas:
     def fit(
         self,
         pool: Pool,
-        forward: Forward,
+        forward: "Forward",
         streams: Mapping[str, Any],
         *,
         objective: str | Callable[..., Any] = "cross_entropy",
         validation: Mapping[str, Any] | None = None,
-        select: Callable[[Mapping[str, Tensor]], float] | None = None,
-        views: tuple[View, View] | None = None,
-        augment: Augment | None = None,
+        select: "Callable[[Mapping[str, Tensor]], float] | None" = None,
+        views: "tuple[View, View] | None" = None,
+        augment: "Augment | None" = None,
         device: str = "cpu",
-        on_step: OnStep | None = None,
-    ) -> Tuned:
+        on_step: "OnStep | None" = None,
+    ) -> "Tuned":
         """Learn the coefficients of a pool.
 
         `streams` gives each task's examples: whole, as (inputs, labels), or as the inputs alone for
@@ -168,165 +157,19 @@ class Atlas:
         dealt; all are functions of (inputs, generator). Raises InputError, MismatchError or
         NonFiniteError.
         """
-        log = Log()
-        loss = loss_of(objective)
-        buffers = look_at(pool, forward, log)
-        self._check_own(pool, streams, loss)
-        if self.budget is not None:
-            check_budget(self.budget, pool.experts)
-        blend = Blend(
+        from pluribus.tune import _atlas
+
+        return _atlas.fit(
+            self,
             pool,
-            by="model" if self.scope == "vector" else "tensor",
-            init=0.0,
-            partitions=self.partitions,
-            seed=self.seed,
-            exclude=(*buffers, *(n for n in self.exclude if n not in buffers)),
-            resident=self.resident,
-            task_vector_dtype=_dtype(self.task_vector_dtype),
-            device=device,
-        )
-        self._check_groups(blend, log)
-        model = Linearised(forward, blend) if self.linear else forward
-        only = "update" if self.linear else "merged"
-        dealt = deal(
+            forward,
             streams,
-            needs(loss) == "labels",
-            batch_size=self.batch_size,
-            seed=self.seed,
-            fewest=self.fewest_batches,
+            objective=objective,
+            loss=loss_of(objective),
+            validation=validation,
+            select=select,
+            views=views,
             augment=augment,
-        )
-        if isinstance(loss, Ufm):
-            dealt = in_two_views(
-                model,
-                blend.parameters(blend.leaves(only=only)),
-                dealt,
-                loss,
-                views=views,
-                seed=self.seed,
-                device=blend.device,
-            )
-            for task, made in dealt.items():
-                _note_trusted(log, task, made)
-        problem = Problem(blend, model, dealt, loss)
-        if self.budget is not None:
-            kept = (
-                greatest(blend, block_scores(problem, blend.leaves(only=only)), self.budget)
-                if self.budget_by == "gradient"
-                else drawn(blend, self.budget, self.seed)
-            )
-            blend.keep(kept)
-        epoch = epoch_of(dealt, self.steps_per_epoch)
-        judge = None
-        if self.keep == "best":
-            judge = self._judge(problem, dealt, validation, select, loss, log)
-        steps = self.epochs * epoch
-        lr = auto_lr(blend) if self.lr == "auto" else self.lr
-        log.notes.append(f"{steps} steps in {self.epochs} epochs, lr {lr:.3g}")
-        descend(
-            problem,
-            [blend.coefficients],
-            torch.optim.AdamW([blend.coefficients], lr=lr, weight_decay=self.weight_decay),
-            steps,
-            Clipped(problem, self.clip, self.penalty, epoch),
-            log=log,
-            probe_every=epoch,
-            judge=judge,
-            stop="last" if judge is None else "best",
+            device=device,
             on_step=on_step,
-            schedule=_cosine(steps) if self.schedule == "cosine" else None,
-            only=only,
         )
-        if log.skipped:
-            log.warn(
-                f"{log.skipped} of {steps} steps were left out: no guess in their batches was sure "
-                "enough"
-            )
-        note = {"method": "atlas", "scope": self.scope, "objective": _name(objective, loss)}
-        if self.linear:
-            note["linear"] = "the exported weights are base + update; see linear_scores"
-        if isinstance(loss, Ufm):
-            note["transductive"] = (
-                f"adapted on the inputs of {listing(streams)}: scores on them are"
-            )
-        return Tuned(pool, blend.export(note=note), self, blend.of, log)
-
-    # -- inputs ----------------------------------------------------------------------------------
-
-    def _check_own(self, pool: Pool, streams: Mapping[str, Any], loss: Any) -> None:
-        own = [task for task in streams if task in pool.experts]
-        others = [label for label in pool.experts if label not in streams]
-        if self.allow_own or isinstance(loss, Negate) or not (own and others):
-            return
-        raise InputError(
-            f"the pool holds the expert of {listing(own)} itself, and further ones: for a new task "
-            "its own expert would be the answer, learned from all of its data. Leave it out of the "
-            f"pool, or give the tasks of {listing(others)} too, or allow_own=True"
-        )
-
-    def _check_groups(self, blend: Blend, log: Log) -> None:
-        small = [n for n in blend.tensors if blend.base.source(n).spec.size < self.partitions]
-        if small and self.partitions > 1:
-            log.warn(
-                f"{len(small)} tensors have fewer than {self.partitions} entries, so some of their "
-                f"groups are empty: {listing(small)}"
-            )
-
-    def _judge(
-        self,
-        problem: Problem,
-        dealt: Mapping[str, Any],
-        validation: Mapping[str, Any] | None,
-        select: Callable[[Mapping[str, Tensor]], float] | None,
-        loss: Any,
-        log: Log,
-    ) -> Callable[[Leaves], float | None] | None:
-        """Return what chooses the epoch to keep, or None if there is nothing to choose by."""
-        if select is not None:
-            return _selected(problem.blend, select, self.linear)
-        tasks = problem.streams.tasks
-        if validation is None:
-            if problem.wants != "labels" or not all(map(finite, dealt.values())):
-                log.notes.append("no labelled validation sets: the last step is kept")
-                return None
-            log.notes.append("the epoch was chosen on the examples that were learned from")
-            validation = dealt
-        else:
-            check_tasks(validation, tasks, "stream")
-        judge = Judge(problem, Validation(validation, problem.blend.device))
-        if isinstance(loss, Negate):
-            return forgetting(judge, loss, log)
-        return normalised(judge)
-
-
-def _cosine(steps: int) -> Callable[[int], float]:
-    return lambda step: 0.5 * (1 + math.cos(math.pi * step / steps))
-
-
-def _selected(
-    blend: Blend, select: Callable[[Mapping[str, Tensor]], float], linear: bool
-) -> Callable[[Leaves], float]:
-    def value(leaves: Leaves) -> float:
-        merged = {name: leaf.detach() for name, leaf in leaves.items()}
-        if linear:
-            merged = {name: blend._base[name] + update for name, update in merged.items()}
-        return float(select(blend.parameters(merged)))
-
-    return value
-
-
-def _note_trusted(log: Log, task: str, made: TwoViews) -> None:
-    if empty := made.trusted.empty:
-        log.warn(
-            f"task {task}: the base names no input as class {listing(map(str, empty), 10)}: no "
-            "input of it is trusted, and it can be learned from guesses only"
-        )
-
-
-def _dtype(name: str | None) -> torch.dtype | None:
-    return None if name is None else getattr(torch, name)
-
-
-def _name(objective: Any, loss: Any) -> str:
-    known = getattr(loss, FACTS, None)
-    return known.name if known is not None else getattr(objective, "__name__", "a function")
