@@ -8,7 +8,8 @@ left out: the encoder was trained on single texts.
 
 The base is the published encoder, heads are linear probes of its features, and experts fine-tune
 all of it but the word embeddings, half of its weights: those equal the base's in every expert, and
-so in every merge of them.
+so in every merge of them. One trial (trec, 25 steps, seed 0, 250 test texts): base 78.8, expert
+91.6 %; the zoo as a whole, at the sizes below, has not been measured.
 """
 
 from dataclasses import replace

@@ -1,8 +1,10 @@
-"""Eight real image sets, one small vision transformer (0.9 M parameters) trained from scratch.
+"""Eight real image sets, one small vision transformer (1.0 M parameters) trained from scratch.
 
 The tasks are those of `pluribus.tasks.photos`, through $PLURIBUS_DATA. The base is trained jointly
 on a part of each set, so that it is competent before it specialises, as pre-trained encoders are:
-experts then differ from it by a fine-tuning, not by all they know. Features have length 12.
+experts then differ from it by a fine-tuning, not by all they know. Features have length 12. Seed 0:
+base 58.8 % (mean of 8 tasks), specialists 70.0 %, task arithmetic at 0.1 / 0.2 / 0.3: 60.3 / 59.6 /
+56.8. CIFAR-10 (32 %), GTSRB (25 %) and Omniglot (59 %) stay hard for an encoder this small.
 """
 
 from dataclasses import replace

