@@ -3,6 +3,7 @@
 import pytest
 
 from pluribus.core.registry import MERGERS
+from pluribus.tune import TUNERS
 
 
 def names(got):
@@ -12,7 +13,7 @@ def names(got):
 def test_all_methods_with_a_summary_each(cli):
     got = cli("methods")
     assert got.code == 0
-    assert names(got) == sorted(MERGERS)
+    assert names(got) == sorted([*MERGERS, *TUNERS])
     assert all(len(line.split()) > 3 for line in got.out.splitlines())
 
 
@@ -45,7 +46,7 @@ def test_every_card(cli, name):
 def test_cards_that_are_not_there(cli):
     got = cli("methods", "show", "teis")
     assert got.code == 1
-    assert "no merge method is called 'teis'" in got.err
+    assert "no method is called 'teis'" in got.err
     assert "Did you mean 'ties'?" in got.err
     for words in (["show"], ["show", "ties", "sce"]):
         got = cli("methods", *words)
