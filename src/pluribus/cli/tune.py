@@ -37,13 +37,15 @@ def tune(
         raise OutputError(f"{out}: exists already; choose another output, or give --overwrite")
     check_page(html)
     loaded = _recipe.load(recipe)
+    if device is not None:
+        loaded = loaded.on(device)
     run = _recipe.prepare(loaded, steps(quiet))
     tuned = run.method.fit(
         run.pool,
         run.forward,
         run.streams,
         objective=run.objective,
-        device=device or loaded.device,
+        device=loaded.device,
         on_step=steps(quiet),
     )
     with progress(f"merging into {out}", quiet) as bar:

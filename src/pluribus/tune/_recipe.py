@@ -19,7 +19,8 @@ objective needs them, and then "test" is refused). Paths are looked for beside t
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -74,6 +75,10 @@ class TuneRecipe(Strict):
             if lacking:
                 raise ValueError(f"{lacking[0]} has no data; give each model the texts of its task")
         return self
+
+    def on(self, device: str) -> "TuneRecipe":
+        """Return the same run on another device."""
+        return self.model_copy(update={"device": device})
 
     def place(self, path: str) -> str:
         """Return a path beside the recipe if there is such a one, else as it is written."""
@@ -161,11 +166,14 @@ def _of_zoo(recipe: TuneRecipe, method: Any, objective: Any, labelled: bool, on_
         task: _Cut(data.split(recipe.split), recipe.batch_size, recipe.limit, recipe.seed, labelled)
         for task, data in zoo.tasks.items()
     }
-    return Run(method, Pool(base, experts), _zoo_forward(zoo), streams, objective, models)
+    return Run(
+        method, Pool(base, experts), _zoo_forward(zoo, recipe.device), streams, objective, models
+    )
 
 
-def _zoo_forward(zoo: Any) -> ModuleForward:
-    return ModuleForward(zoo.module(), zoo.heads)
+def _zoo_forward(zoo: Any, device: str) -> ModuleForward:
+    heads = {t: {n: x.to(device) for n, x in head.items()} for t, head in zoo.heads.items()}
+    return ModuleForward(zoo.module().to(device), heads)
 
 
 class _Cut:
@@ -203,14 +211,16 @@ def _of_folders(recipe: TuneRecipe, method: Any, objective: Any, labelled: bool)
     pool = Pool(base, places)  # says first what is missing or does not fit
     if not Path(base).is_dir():
         raise InputError(f"{base}: give the base as a model folder with its config and tokenizer")
+    texts = {
+        name: _rows(recipe.place(entry.data or ""), labelled)[: recipe.limit]
+        for entry, name in zip(recipe.models, places, strict=True)
+    }
     tokenizer = hf.AutoTokenizer.from_pretrained(base, padding_side="left")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    model: Any = hf.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    streams = {}
-    for entry, name in zip(recipe.models, places, strict=True):
-        rows = _rows(recipe.place(entry.data or ""), labelled)[: recipe.limit]
-        streams[name] = _Texts(rows, tokenizer, recipe)
+    with _quiet(hf):
+        model: Any = hf.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    streams = {name: _Texts(rows, tokenizer, recipe) for name, rows in texts.items()}
 
     def last(module: Any, inputs: Mapping[str, Any], task: str) -> Any:
         return module(**inputs, logits_to_keep=1, use_cache=False).logits[:, -1]
@@ -218,6 +228,19 @@ def _of_folders(recipe: TuneRecipe, method: Any, objective: Any, labelled: bool)
     model.to(recipe.device)
     forward = ModuleForward(model, call=last)
     return Run(method, pool, forward, streams, objective, {"base": base, **places})
+
+
+@contextmanager
+def _quiet(hf: Any) -> Iterator[None]:
+    """Keep transformers from drawing bars of its own."""
+    logging = hf.utils.logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _rows(path: str, labelled: bool) -> list[dict[str, str]]:

@@ -76,7 +76,10 @@ class Tuned:
             places["base"] = str(base.folder)
         places.update(models or {})
         for label in ("base", *self.pool.experts):
-            if not Path(places[label]).expanduser().exists():
+            place = Path(places[label]).expanduser()
+            if place.exists():
+                places[label] = str(place.resolve())
+            else:
                 raise InputError(
                     f"{label} was given in memory, so a recipe cannot name it; give models="
                     f"{{{label!r}: path}}"
