@@ -288,7 +288,7 @@ def test_text_is_strict(written, says):
         ("trim(densty=0.2) >> mean", "Did you mean 'density'"),
         ("sum >> mean", "combines once"),
         ("ties >> mean", "combines once"),
-        ("trim >> consensus >> sum", "after one of average, max, mean, sum"),
+        ("trim >> consensus >> sum", "after one of average, blend, max, mean, sum"),
         ("mean(weight=-1.0)", "negative"),
     ],
 )
