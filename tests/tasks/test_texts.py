@@ -4,6 +4,7 @@ import gzip
 import json
 
 import pytest
+import xxhash
 
 from pluribus.core.errors import FormatError
 from pluribus.tasks import sets, sources, texts
@@ -103,14 +104,16 @@ def test_every_file_is_at_a_full_commit_with_length_and_checksum():
         assert origin.licence
 
 
-@pytest.mark.parametrize("name", sorted(sources.ORIGINS))
+DEALT = {"ag_news", "bbh", "cr", "mpqa", "mr", "subj"}  # have no official split: by a hash
+OFFICIAL = sorted(set(sources.ORIGINS) - DEALT - {"gsm8k"})  # the folder has a sample of gsm8k
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
 def test_the_source_gives_the_rows_of_the_folder_with_the_real_sets(real_data, name):
     assert texts.digest(sets.records(name)) == sources.ORIGINS[name].digest
 
 
-def convert(name, *contents, mask=None, monkeypatch=None):
-    if mask is not None:
-        monkeypatch.setattr(sources, "split_mask", lambda _: iter(mask))
+def convert(name, *contents):
     return sources.ORIGINS[name].rows([c.encode() if isinstance(c, str) else c for c in contents])
 
 
@@ -122,19 +125,34 @@ def test_converts_trec():
     assert (test["label"], test["split"]) == ("NUM", "test")
 
 
-def test_converts_two_files_by_mask(monkeypatch):
-    contents = (b"dull \x96 long\n", b"fine\nfunny\n")
-    rows = convert("mr", *contents, mask=[True, False, True], monkeypatch=monkeypatch)
-    assert [(r["text"], r["label"], r["split"]) for r in rows] == [
-        ("dull – long", "negative", "test"),
-        ("fine", "positive", "train"),
-        ("funny", "positive", "test"),
+def dealt(text):
+    """The rule of the split, written out."""
+    return "test" if xxhash.xxh3_64(b"split " + text.encode()).intdigest() % 5 == 0 else "train"
+
+
+def test_converts_two_files_and_deals_them():
+    rows = convert("mr", b"dull \x96 long\n", b"fine\nfunny\n")
+    assert [(r["text"], r["label"]) for r in rows] == [
+        ("dull – long", "negative"),
+        ("fine", "positive"),
+        ("funny", "positive"),
     ]
+    assert [r["split"] for r in rows] == [dealt(r["text"]) for r in rows]
 
 
-def test_keeps_the_first_of_equal_texts(monkeypatch):
+def test_a_fifth_is_dealt_into_test_and_equal_texts_fall_on_one_side():
+    lines = "".join(f"line {i % 4000}\n" for i in range(5000))
+    rows = convert("subj", lines, "")
+    sides = {}
+    for row in rows:
+        assert sides.setdefault(row["text"], row["split"]) == row["split"]
+    share = sum(side == "test" for side in sides.values()) / len(sides)
+    assert abs(share - 0.2) < 0.025  # four standard deviations of 4000 draws
+
+
+def test_keeps_the_first_of_equal_texts():
     contents = (b"good\nsame\ngood\n", b"bad\nsame\n")  # positive, negative
-    rows = convert("mpqa", *contents, mask=[False] * 3, monkeypatch=monkeypatch)
+    rows = convert("mpqa", *contents)
     assert [(r["text"], r["label"]) for r in rows] == [
         ("good", "positive"),
         ("same", "positive"),
@@ -142,16 +160,14 @@ def test_keeps_the_first_of_equal_texts(monkeypatch):
     ]
 
 
-def test_a_mask_of_another_length_is_not_stretched(monkeypatch):
-    with pytest.raises(ValueError, match="zip"):
-        convert("mr", b"one\n", b"two\n", mask=[True], monkeypatch=monkeypatch)
-
-
-def test_converts_ag_news(monkeypatch):
+def test_converts_ag_news():
     content = '"3","A title","Some\\text, and ""more"""\n"1","B","c"\n'
-    rows = convert("ag_news", content, mask=[False, True], monkeypatch=monkeypatch)
-    first = {"text": 'A title. Some text, and "more"', "label": "Business", "split": "train"}
-    assert rows == [first, {"text": "B. c", "label": "World", "split": "test"}]
+    rows = convert("ag_news", content)
+    texts_of = ('A title. Some text, and "more"', "B. c")
+    assert rows == [
+        {"text": text, "label": label, "split": dealt(text)}
+        for text, label in zip(texts_of, ("Business", "World"), strict=True)
+    ]
 
 
 def test_converts_glue():
@@ -192,18 +208,17 @@ def test_converts_pairs_with_a_header():
     assert sick[1]["label"] == "entailment"
 
 
-def test_converts_reasoning(monkeypatch):
+def test_converts_reasoning():
     solved = {"question": "q", "answer": "2 * 600 = <<2*600=1200>>1200\n#### 1,200"}
     line = json.dumps(solved) + "\n"
-    rows = convert("gsm8k", line * 2, line, mask=[False, True], monkeypatch=monkeypatch)
-    assert [r["split"] for r in rows] == ["train", "test"]
+    rows = convert("gsm8k", line * 2, line)
+    assert [r["split"] for r in rows] == ["train", "train", "test"]
     assert rows[0]["final"] == "1200"
     assert rows[0]["answer"] == "2 * 600 = <<2*600=1200>>1200"
     told = {"question": "q", "term": "t", "facts": [], "decomposition": [], "answer": True}
     rows = convert("strategyqa", json.dumps([told]), json.dumps([{**told, "answer": False}]))
     assert [(r["label"], r["split"]) for r in rows] == [("yes", "train"), ("no", "test")]
     examples = json.dumps({"examples": [{"input": "i", "target": "t"}]})
-    rows = convert(
-        "bbh", *[examples] * 27, mask=[False, True] * 13 + [False], monkeypatch=monkeypatch
-    )
-    assert rows[1] == {"task": sources.BBH[1], "input": "i", "target": "t", "split": "test"}
+    rows = convert("bbh", *[examples] * 27)
+    told = {"task": sources.BBH[1], "input": "i", "target": "t", "split": dealt("i")}
+    assert rows[1] == told

@@ -1,23 +1,21 @@
 """Where text sets come from: files of public repositories at fixed commits, and how they are read.
 
 Every file is named with its length and SHA-256, and every set with the digest of the rows that come
-of it, so what is downloaded today has the same rows, in the same splits, as anywhere else. Sets
-that have no official split are split by a stored mask (data/splits.json): one bit for each row of
-the origin, in its order. What an origin says of the licence stands in `licence`; mind it.
+of it, so what is downloaded today has the same rows, in the same splits, wherever it is. Sets that
+have no official split are dealt by a hash of each row's text, so equal texts fall on one side. What
+an origin says of the licence stands in `licence`; mind it.
 """
 
-import base64
 import csv
 import io
 import json
-import zlib
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from importlib import resources
 from typing import Any
 
-import numpy as np
+import xxhash
 
 Row = dict[str, Any]
 RAW = "https://raw.githubusercontent.com"
@@ -47,15 +45,6 @@ class Origin:
     digest: str  # texts.digest of the rows
 
 
-def split_mask(name: str) -> Iterator[bool]:
-    """Yield the stored bit of each row of a set's origin."""
-    text = (resources.files("pluribus.tasks") / "data" / "splits.json").read_text("utf-8")
-    stored = json.loads(text)[name]
-    packed = zlib.decompress(base64.b64decode(stored["mask"]))
-    bits = np.unpackbits(np.frombuffer(packed, np.uint8), count=stored["rows"])
-    yield from bits.astype(bool).tolist()
-
-
 # -- pieces ----------------------------------------------------------------------------------------
 
 
@@ -78,10 +67,13 @@ def _once(rows: Iterable[Row], key: Callable[[Row], Hashable]) -> list[Row]:
     return list(first.values())
 
 
-def _masked(rows: Iterable[Row], name: str) -> list[Row]:
-    """Mark the rows whose bit is set as test, the others as train."""
-    pairs = zip(rows, split_mask(name), strict=True)
-    return [{**row, "split": "test" if chosen else "train"} for row, chosen in pairs]
+def _dealt(rows: Iterable[Row], key: str = "text") -> list[Row]:
+    """Deal a fifth of the rows into test, the others into train, by a hash of their `key`."""
+
+    def split(row: Row) -> str:
+        return "train" if xxhash.xxh3_64_intdigest(f"split {row[key]}".encode()) % 5 else "test"
+
+    return [{**row, "split": split(row)} for row in rows]
 
 
 # -- one function a set ----------------------------------------------------------------------------
@@ -104,15 +96,13 @@ def _trec(contents: list[bytes]) -> list[Row]:
     return rows
 
 
-def _two_files(
-    contents: list[bytes], *, name: str, labels: tuple[str, str], once: bool = False
-) -> list[Row]:
+def _two_files(contents: list[bytes], *, labels: tuple[str, str], once: bool = False) -> list[Row]:
     rows = [
         {"text": line, "label": label}
         for label, content in zip(labels, contents, strict=True)
         for line in _lines(content, "cp1252")
     ]
-    return _masked(_once(rows, lambda row: row["text"]) if once else rows, name)
+    return _dealt(_once(rows, lambda row: row["text"]) if once else rows)
 
 
 def _ag_news(contents: list[bytes]) -> list[Row]:
@@ -122,7 +112,7 @@ def _ag_news(contents: list[bytes]) -> list[Row]:
         {"text": f"{title}. {body}".replace("\\", " ").strip(), "label": topics[int(topic) - 1]}
         for topic, title, body in read
     ]
-    return _masked(rows, "ag_news")
+    return _dealt(rows)
 
 
 def _banking77(contents: list[bytes]) -> list[Row]:
@@ -186,15 +176,13 @@ def _bbh(contents: list[bytes]) -> list[Row]:
         for name, content in zip(BBH, contents, strict=True)
         for example in json.loads(content)["examples"]
     ]
-    return _masked(rows, "bbh")
+    return _dealt(rows, "input")
 
 
 def _gsm8k(contents: list[bytes]) -> list[Row]:
-    train, test = ([json.loads(line) for line in _lines(content)] for content in contents)
-    kept = [row for row, chosen in zip(train, split_mask("gsm8k"), strict=True) if chosen]
     rows = []
-    for split, part in (("train", kept), ("test", test)):
-        for row in part:
+    for split, content in zip(("train", "test"), contents, strict=True):
+        for row in map(json.loads, _lines(content)):
             worked, _, final = row["answer"].partition("####")
             final = final.strip().replace(",", "")
             told = {"question": row["question"], "answer": worked.strip(), "final": final}
@@ -221,10 +209,10 @@ def _table() -> tuple[dict[str, Origin], tuple[str, ...]]:
     readers: dict[str, Callable[[list[bytes]], list[Row]]] = {
         "sst2": _sst2,
         "trec": _trec,
-        "mr": partial(_two_files, name="mr", labels=("negative", "positive")),
-        "subj": partial(_two_files, name="subj", labels=("objective", "subjective")),
-        "cr": partial(_two_files, name="cr", labels=("negative", "positive"), once=True),
-        "mpqa": partial(_two_files, name="mpqa", labels=("positive", "negative"), once=True),
+        "mr": partial(_two_files, labels=("negative", "positive")),
+        "subj": partial(_two_files, labels=("objective", "subjective")),
+        "cr": partial(_two_files, labels=("negative", "positive"), once=True),
+        "mpqa": partial(_two_files, labels=("positive", "negative"), once=True),
         "ag_news": _ag_news,
         "clinc150": _clinc150,
         "banking77": _banking77,
