@@ -145,7 +145,7 @@ def test_a_zoo_of_the_package(cli, tmp_path, monkeypatch):
     )
     got = cli("tune", str(tmp_path / "tune.yml"), str(tmp_path / "out"))
     assert got.code == 0, got.err
-    assert "no recipe to replay" in got.err
+    assert "there is no recipe to replay" in got.err
     text = (tmp_path / "tune.yml").read_text()
     (tmp_path / "tune.yml").write_text(f"{text}objective: cross_entropy\n")
     refused = cli("tune", str(tmp_path / "tune.yml"), str(tmp_path / "other"))

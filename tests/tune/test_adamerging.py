@@ -94,6 +94,22 @@ def test_a_recipe_of_changed_coefficients_is_refused(bed, tmp_path):
         recipe.run(recipe.load(tmp_path / "one" / "recipe.yml"), tmp_path / "again")
 
 
+def test_references_stay_and_local_paths_become_absolute(bed, tmp_path, monkeypatch):
+    tuned = AdaMerging(steps=1).fit(bed.pool, bed.forward, bed.inputs)
+    for name in ("base", "lora"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    told = tuned.recipe(models={"base": "base", "a": "base+lora", "b": "org/b@v1", "c": "org/c"})
+    assert told["base_model"] == str(tmp_path / "base")
+    assert [entry["model"] for entry in told["models"]] == [
+        f"{tmp_path / 'base'}+{tmp_path / 'lora'}",
+        "org/b@v1",
+        "org/c",
+    ]
+    with pytest.raises(InputError, match="c was given in memory"):
+        tuned.recipe(models={"base": "base", "a": "base", "b": "base"})
+
+
 def test_models_in_memory_have_no_recipe_but_are_saved(bed, tmp_path):
     tuned = AdaMerging(steps=1).fit(bed.pool, bed.forward, bed.inputs)
     with pytest.raises(InputError, match="given in memory"):

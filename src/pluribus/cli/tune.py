@@ -61,4 +61,4 @@ def tune(
     print(_report.text(tuned))
     print(f"{out}: {told['steps']} steps, loss {told['loss'][0]:.4g} -> {told['loss'][-1]:.4g}")
     if not (out / "recipe.yml").is_file():
-        warn("the models came from a zoo, so there is no recipe to replay; give them as files")
+        warn("the zoo is in memory, so there is no recipe to replay; see pluribus zoo --out")

@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 FILE = "coefficients.safetensors"
 
 
+def _absolute(place: str) -> str:
+    """Return a reference with its local paths made absolute; `model+adapter` has two."""
+    parts = [(part, Path(part).expanduser()) for part in place.split("+")]
+    return "+".join(str(path.resolve()) if path.exists() else part for part, path in parts)
+
+
 @dataclass(frozen=True, eq=False)
 class Tuned:
     """A tuned composition.
@@ -64,26 +70,21 @@ class Tuned:
         """Return the static recipe that replays the result, as YAML's plain values.
 
         `file` is where the coefficients are (see `save`), relative to the recipe. `models` gives
-        the experts' and the base's ("base") places, where they were not opened from one. Raises
-        InputError for models that have no place on disk.
+        the experts' and the base's ("base") references (paths, `model+adapter`, hub names) where
+        they were not opened from folders. Raises InputError for models in memory without one.
         """
-        base = self.pool.base
-        assert base is not None
-        places = {"base": base.label, **{k: w.label for k, w in self.pool.experts.items()}}
-        for label, expert in self.pool.experts.items():
-            places[label] = str(expert.folder) if expert.folder is not None else label
-        if base.folder is not None:
-            places["base"] = str(base.folder)
-        places.update(models or {})
-        for label in ("base", *self.pool.experts):
-            place = Path(places[label]).expanduser()
-            if place.exists():
-                places[label] = str(place.resolve())
-            else:
+        given = dict(models or {})
+        for label, weights in {"base": self.pool.base, **self.pool.experts}.items():
+            if label in given or weights is None:
+                continue
+            place = weights.folder if weights.folder is not None else Path(weights.label)
+            if not place.expanduser().exists():
                 raise InputError(
                     f"{label} was given in memory, so a recipe cannot name it; give models="
                     f"{{{label!r}: path}}"
                 )
+            given[label] = str(place)
+        places = {label: _absolute(place) for label, place in given.items()}
         parameters: dict[str, Any] = {"file": file, "digest": self.coefficients.digest}
         if self.of:
             parameters["of"] = self.of
