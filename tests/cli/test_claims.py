@@ -23,8 +23,9 @@ CLAIM = Claim(
 
 
 @pytest.fixture
-def toy(monkeypatch):
+def toy(monkeypatch, tmp_path):
     """Registers the claim `toy`; its figures are `a = 10 + seed` and a `b` that can be set."""
+    monkeypatch.setenv("PLURIBUS_CACHE", str(tmp_path / "kept"))
     module = ModuleType("pluribus.claims.toy")
     figures = {"b": 5.0}
 
@@ -78,6 +79,42 @@ def test_json_and_seeds(cli, place, toy):
     told = cli("claims", "--seeds", "3,5", "--out", "records", "--json").json
     assert [record["seeds"] for record in told] == [[3, 5]]
     assert told[0]["figures"]["a"]["per_seed"] == [13, 15]
+
+
+def test_a_run_that_was_ended_goes_on(cli, place, toy, monkeypatch):
+    measured = []
+
+    def measure(seed, on_step):
+        measured.append(seed)
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+        return {"a": 10.0 + seed, "b": toy["b"]}
+
+    monkeypatch.setattr(claims, "load", lambda name: (CLAIM, measure))
+    assert cli("claims", "toy", "--out", "records").code == 130
+    assert not (place / "records" / "toy.json").exists()
+    told = cli("claims", "toy", "--out", "records", "--json").json[0]
+    assert measured == [0, 1, 1, 2]
+    assert told["figures"]["a"]["per_seed"] == [10, 11, 12]
+    cli("claims", "toy", "--out", "records")
+    assert measured == [0, 1, 1, 2]
+    cli("claims", "toy", "--out", "records", "--again")
+    assert measured == [0, 1, 1, 2, 0, 1, 2]
+
+
+def test_kept_figures_that_are_damaged_or_of_other_code_are_measured_anew(
+    cli, place, toy, tmp_path, monkeypatch
+):
+    cli("claims", "toy", "--seeds", "0", "--out", "records")
+    (kept,) = (tmp_path / "kept" / "claims").iterdir()
+    kept.write_text(kept.read_text()[:20])
+    toy["b"] = 6.0
+    told = cli("claims", "toy", "--seeds", "0", "--out", "records", "--json").json[0]
+    assert told["figures"]["b"]["per_seed"] == [6]
+    toy["b"] = 7.0
+    monkeypatch.setattr(claims, "_code", lambda: "other")
+    told = cli("claims", "toy", "--seeds", "0", "--out", "records", "--json").json[0]
+    assert told["figures"]["b"]["per_seed"] == [7]
 
 
 def test_progress(cli, place, toy):

@@ -7,6 +7,8 @@ record with every figure, mean and spread, and a verdict for each inequality: th
 test data.
 """
 
+import functools
+import hashlib
 import importlib
 import json
 import os
@@ -147,27 +149,72 @@ def load(name: str) -> tuple[Claim, Callable[[int, OnStep | None], Mapping[str, 
     return module.CLAIM, module.measure
 
 
-def run(name: str, seeds: Sequence[int] = (0, 1, 2), on_step: OnStep | None = None) -> Outcome:
+def run(
+    name: str,
+    seeds: Sequence[int] = (0, 1, 2),
+    on_step: OnStep | None = None,
+    kept: Path | None = None,
+) -> Outcome:
     """Measure one claim on every seed.
+
+    With `kept`, a seed's figures are written to that folder as soon as they are there, and read
+    from it where the same code (every file of this package, and its libraries' versions) measured
+    them before: a run that was ended goes on, and seeds may be measured by several processes.
 
     Raises DataError if the data is not there; a claim that fails is an Outcome, not an error.
     """
     claim, measure = load(name)
-    began = time.perf_counter()
     figures: dict[str, list[float]] = {}
+    seconds = 0.0
     for seed in seeds:
-        for key, value in measure(seed, on_step).items():
-            figures.setdefault(key, []).append(float(value))
-    return Outcome(claim, tuple(seeds), figures, time.perf_counter() - began)
+        path = kept / f"{name}-{seed}-{_code()}.json" if kept else None
+        found = _read(path) if path else None
+        if found is None:
+            began = time.perf_counter()
+            measured = {key: float(value) for key, value in measure(seed, on_step).items()}
+            found = {"figures": measured, "seconds": time.perf_counter() - began}
+            if path:
+                _write(path, found)
+        for key, value in found["figures"].items():
+            figures.setdefault(key, []).append(value)
+        seconds += found["seconds"]
+    return Outcome(claim, tuple(seeds), figures, seconds)
+
+
+@functools.cache
+def _code() -> str:
+    """Return a digest of this package's source and of the libraries that compute."""
+    import numpy
+    import torch
+
+    state = hashlib.sha256(f"{torch.__version__} {numpy.__version__}".encode())
+    package = Path(__file__).parents[1]
+    for path in sorted(package.rglob("*.py")):
+        state.update(path.relative_to(package).as_posix().encode() + path.read_bytes())
+    return state.hexdigest()[:16]
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """Return the figures of a seed that was measured before; a damaged file counts as absent."""
+    try:
+        found = json.loads(path.read_text())
+        return {"figures": dict(found["figures"]), "seconds": float(found["seconds"])}
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _write(path: Path, found: Mapping[str, Any]) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    part.write_text(json.dumps(found, indent=1) + "\n")
+    os.replace(part, path)
 
 
 def save(outcome: Outcome, folder: Path) -> Path:
     """Write the record of a claim and return where it stands."""
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{outcome.claim.name}.json"
-    part = path.with_name(f".{path.name}.partial")
-    part.write_text(json.dumps(outcome.to_dict(), indent=1) + "\n")
-    os.replace(part, path)
+    _write(path, outcome.to_dict())
     return path
 
 

@@ -19,15 +19,22 @@ def claims(
     out: Annotated[Path, typer.Option(help="Folder for the records.")] = Path(
         "benchmarks/results/claims"
     ),
+    again: Annotated[
+        bool, typer.Option("--again", help="Measure anew what the same code measured before.")
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Measure headline claims on real data, on several seeds; exit 1 if one fails.
 
+    What a seed gave is kept in the cache folder: a run that was ended goes on where it stood, as
+    long as no line of the code has changed.
+
     Example: pluribus claims ties lines --seeds 0,1,2
     """
     from pluribus import claims as registry
     from pluribus.core.errors import InputError
+    from pluribus.tasks.sets import cache_folder
 
     try:
         numbers = [int(seed) for seed in seeds.split(",")]
@@ -40,7 +47,8 @@ def claims(
     out.mkdir(parents=True, exist_ok=True)
     outcomes = []
     for name in names or registry.systems():
-        outcome = registry.run(name, numbers, steps(quiet))
+        kept = None if again else cache_folder() / "claims"
+        outcome = registry.run(name, numbers, steps(quiet), kept)
         registry.save(outcome, out)
         outcomes.append(outcome)
         if not as_json:
