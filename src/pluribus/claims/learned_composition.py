@@ -63,7 +63,7 @@ def candidates() -> Iterator[str]:
         yield f"ties(density=0.2, scope='model', scale={round(3 * scale, 2)})"
         yield f"lines(of='task_arithmetic(scale=1.0)', alpha={scale}, beta={scale})"
         yield f"breadcrumbs(density=0.85, gamma=0.05, scale={scale})"
-        yield f"pcb(density=0.2, scale={round(3 * scale, 2)})"
+        yield f"pcb(ratio=0.2, scale={round(3 * scale, 2)})"
         yield f"tsv_m(scale={round(3 * scale, 2)})"
 
 
