@@ -69,6 +69,6 @@ def look_at(pool: Pool, forward: Any, log: "Log") -> list[str]:
     if forward.normalises_by_batch():
         log.warn(
             "the model normalises by batch: the base's running statistics are used, which fit no "
-            "merged model exactly; recompute them on a few batches afterwards"
+            "merged model exactly; measure them anew afterwards (pluribus.renorm)"
         )
     return buffers
