@@ -10,7 +10,8 @@ result serves the inputs it was measured on: give a mixture of all tasks, or one
 of one task.
 
 Statistics are cumulative averages of the batches' means and unbiased variances, all layers in one
-pass, as in PyTorch with `momentum=None`; batches of equal length weigh alike.
+pass, as in PyTorch with `momentum=None`; batches of equal length weigh alike. The spread between
+batches does not count, so for several tasks every batch must be a mixture of all.
 """
 
 from collections.abc import Iterable
