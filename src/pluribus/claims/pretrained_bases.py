@@ -74,7 +74,7 @@ CLAIM = Claim(
         *_checks("images"),
         *_checks("texts"),
         Check(
-            text="images, experts with statistics of their own: averaged statistics over the base's",
+            text="images, experts with own statistics: averaged statistics over the base's",
             left="running_merged",
             right="running_base",
             asserted=False,
