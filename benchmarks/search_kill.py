@@ -1,6 +1,8 @@
 """Kill a search at random points, again and again; it must end as an undisturbed one.
 
     python benchmarks/search_kill.py --rounds 20             # recipes on demo8, `pluribus search`
+    PLURIBUS_DATA=... python benchmarks/search_kill.py --rounds 1 --algorithms evolution \
+        --space examples/search/vision8.yml --keep vision8.sqlite
 
 For each algorithm: a search of 60 recipes without a store, noted trial by trial. Then, `--rounds`
 times, the same search with a store: the command is started, killed with SIGKILL after a random
@@ -14,6 +16,7 @@ import json
 import os
 import platform
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -26,9 +29,9 @@ CLI = "from pluribus.cli import main; main()"
 SPACE = Path(__file__).parents[1] / "examples" / "search" / "demo8.yml"
 
 
-def command(algorithm: str, trials: int, seed: int, store: Path | None) -> list[str]:
-    line = [sys.executable, "-c", CLI, "search", str(SPACE), "--trials", str(trials), "--json"]
-    line += ["--algorithm", algorithm, "--seed", str(seed), "--quiet"]
+def command(given: argparse.Namespace, algorithm: str, store: Path | None) -> list[str]:
+    line = [sys.executable, "-c", CLI, "search", str(given.space), "--json", "--quiet"]
+    line += ["--trials", str(given.trials), "--algorithm", algorithm, "--seed", str(given.seed)]
     return line + ([] if store is None else ["--store", str(store)])
 
 
@@ -83,22 +86,27 @@ def main() -> int:
     parser.add_argument("--trials", type=int, default=60)
     parser.add_argument("--algorithms", default="evolution,cma,tpe,random")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--space", type=Path, default=SPACE)
+    parser.add_argument("--keep", type=Path, help="copy the last round's store here")
+    parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     rng = random.Random(given.seed)
     rows, wrong = [], 0
     for algorithm in given.algorithms.split(","):
-        expected, seconds = whole(command(algorithm, given.trials, given.seed, None))
+        expected, seconds = whole(command(given, algorithm, None))
         kills, differing, broken = 0, 0, 0
         for _ in range(given.rounds):
             with tempfile.TemporaryDirectory() as folder:
                 store = Path(folder) / "study.sqlite"
-                line = command(algorithm, given.trials, given.seed, store)
+                line = command(given, algorithm, store)
                 found, count = disturbed(line, store, 0.6 * seconds, rng)
                 kills += count
                 differing += sum(a != b for a, b in zip(found, expected, strict=True))
                 base = sqlite3.connect(store)
                 broken += base.execute("PRAGMA integrity_check").fetchone() != ("ok",)
                 base.close()
+                if given.keep:
+                    shutil.copy(store, given.keep)
         wrong += differing + broken
         rows.append(
             {
@@ -112,7 +120,11 @@ def main() -> int:
             }
         )
         print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
-    print(json.dumps({"rows": rows, "python": platform.python_version(), "cpus": os.cpu_count()}))
+    told = {"space": given.space.name, "rows": rows}
+    told |= {"python": platform.python_version(), "processors": os.cpu_count()}
+    print(json.dumps(told, indent=1))
+    if given.out:
+        given.out.write_text(json.dumps(told, indent=1) + "\n")
     return int(wrong > 0)
 
 
