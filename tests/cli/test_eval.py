@@ -1,7 +1,9 @@
 """`pluribus eval` and `pluribus tasks`, with models and sets made on the spot."""
 
+import gc
 import json
 import sys
+import weakref
 from functools import partial
 from pathlib import Path
 
@@ -110,6 +112,45 @@ def test_specialists_are_models_or_scores(bench, cli):
     assert told[0]["specialist"] == b.score
     assert told[0]["normalised"] == told[0]["score"] / b.score
     assert told[1]["normalised"] == told[1]["score"] / 0.5
+
+
+@pytest.mark.parametrize("given", ["y", "b"], ids=["by its name", "by its reference"])
+def test_a_specialist_among_the_models_is_scored_once(bench, cli, monkeypatch, given):
+    opened, alive = [], []
+    whole = CausalLM.open
+
+    def open_one(what, **settings):
+        gc.collect()
+        assert all(model() is None for model in alive), "two models are in memory"
+        opened.append(what)
+        system = whole(what, **settings)
+        alive.append(weakref.ref(system.model))
+        return system
+
+    monkeypatch.setattr(CausalLM, "open", open_one)
+    told = cli(
+        *("eval", "a", "y=b", "--tasks", "sst2,trec,gsm8k", "--json"),
+        *("--specialists", f"sst2={given}", "--specialists", f"trec={given}"),
+    ).json["reports"]
+    assert opened == ["a", "b"]
+    for name in ("sst2", "trec"):
+        a, b = (r for r in told if r["task"] == name)
+        assert a["specialist"] == b["specialist"] == b["score"]
+        assert a["normalised"] == a["score"] / b["score"]
+    assert {r["specialist"] for r in told if r["task"] == "gsm8k"} == {None}
+
+
+def test_a_specialist_of_several_tasks_is_opened_once_and_first(bench, cli, monkeypatch):
+    opened = []
+    whole = CausalLM.open
+    expected = {name: evaluate(whole("b"), named.get(name)).score for name in ("sst2", "trec")}
+    monkeypatch.setattr(
+        CausalLM, "open", lambda what, **more: opened.append(what) or whole(what, **more)
+    )
+    arguments = ("eval", "a", "--tasks", "sst2,trec", "--specialists", "sst2=b")
+    told = cli(*arguments, "--specialists", "trec=b", "--json").json["reports"]
+    assert opened == ["b", "a"]
+    assert {entry["task"]: entry["specialist"] for entry in told} == expected
 
 
 def test_writes_a_page_with_plots(bench, cli):

@@ -10,7 +10,7 @@ from pluribus.engine.driver import merge
 from pluribus.tasks import zoo as zoos
 from pluribus.tune import AdaMerging, ModuleForward
 
-STEPS, LR, BATCH = 150, 2e-3, 32
+STEPS, LR, BATCH = 150, 5e-3, 32  # lr by the validation score of seed 0, KL objective
 
 CLAIM = Claim(
     name="learned-composition",

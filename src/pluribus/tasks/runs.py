@@ -4,13 +4,13 @@ import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pluribus.core.errors import InputError, nearest
 from pluribus.tasks import named, sets
-from pluribus.tasks.evaluate import Report, Reports, evaluate, evaluate_all
+from pluribus.tasks.evaluate import Report, Reports, evaluate_all
 from pluribus.tasks.systems import OnStep, ZooSystem, zoo_tasks
 from pluribus.tasks.task import Task
 
@@ -32,6 +32,8 @@ class Wanted:
 def on_tasks(wanted: Wanted, on_step: OnStep | None = None) -> Reports:
     """Score language models on named tasks; one model is in memory at a time.
 
+    A specialist that is one of the models, by its name or its reference, is scored only once.
+
     Raises InputError for unknown tasks and specialists of others, before a model is loaded.
     """
     from pluribus.tasks.language import CausalLM
@@ -49,42 +51,36 @@ def on_tasks(wanted: Wanted, on_step: OnStep | None = None) -> Reports:
                 "scored with --zoo NAME"
             )
     models = labelled(wanted.models)
-    best = _specialists(wanted.specialists, [task.name for task in tasks])
+    best = _specialists(wanted.specialists, [task.name for task in tasks], models)
     fetch(tasks, on_step)
 
-    def opened(reference: str, label: str) -> Iterator[CausalLM]:
+    def scored(reference: str, label: str, asked: list[Task]) -> tuple[Report, ...]:
         with merged(reference, on_step) as what:
-            yield CausalLM.open(
+            system = CausalLM.open(
                 what,
                 label=label,
                 shots=wanted.shots,
                 device=wanted.device,
                 dtype=wanted.dtype,
             )
+            made = evaluate_all(
+                [system], asked, limit=wanted.limit, seed=wanted.seed, on_step=on_step
+            )
+        return made.reports
 
-    known: dict[str, Report | float] = {}
+    known = {task: one for task, one in best.items() if isinstance(one, float)}
+    others: dict[str, list[Task]] = {}  # specialists that are none of the models
     for task in tasks:
         one = best.get(task.name)
-        if isinstance(one, str):
-            for system in opened(one, one):
-                known[task.name] = evaluate(
-                    system, task, limit=wanted.limit, seed=wanted.seed, on_step=on_step
-                )
-        elif one is not None:
-            known[task.name] = one
+        if isinstance(one, str) and one not in models:
+            others.setdefault(one, []).append(task)
+    for reference, asked in others.items():
+        known |= {report.task: report.score for report in scored(reference, reference, asked)}
     found: list[Report] = []
     for label, reference in models.items():
-        for system in opened(reference, label):
-            made = evaluate_all(
-                [system],
-                tasks,
-                limit=wanted.limit,
-                seed=wanted.seed,
-                specialists=known,
-                on_step=on_step,
-            )
-            found += made.reports
-    return Reports(tuple(found))
+        found += scored(reference, label, tasks)
+    known |= {r.task: r.score for r in found if best.get(r.task) == r.system}
+    return Reports(tuple(replace(r, specialist=known.get(r.task)) for r in found))
 
 
 def on_zoo(wanted: Wanted, name: str, on_step: OnStep | None = None) -> Reports:
@@ -206,8 +202,11 @@ def merged(reference: str, on_step: OnStep | None = None) -> Iterator[Any]:
         yield out
 
 
-def _specialists(given: tuple[str, ...], tasks: list[str]) -> dict[str, str | float]:
-    """Return what is named for each task: a model's reference, or a score."""
+def _specialists(
+    given: tuple[str, ...], tasks: list[str], models: dict[str, str]
+) -> dict[str, str | float]:
+    """Return what is named for each task: a score, one of the models' labels, or a reference."""
+    labels = {reference: label for label, reference in models.items()}
     found: dict[str, str | float] = {}
     for text in given:
         task, equals, value = text.partition("=")
@@ -222,5 +221,5 @@ def _specialists(given: tuple[str, ...], tasks: list[str]) -> dict[str, str | fl
         try:
             found[task] = float(value)
         except ValueError:
-            found[task] = value
+            found[task] = value if value in models else labels.get(value, value)
     return found

@@ -1,0 +1,67 @@
+"""Rows of arguments and outputs: counting them, taking some, and putting them together again."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pluribus.core.errors import InputError
+
+
+def rows_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
+    """Return the batch size: the first axis of the first tensor. Raises InputError if it is 0."""
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor) and value.ndim:
+            if not len(value):
+                raise InputError("the batch is empty; give at least one row")
+            return len(value)
+    raise InputError("no tensor is among the inputs, so nobody knows the batch")
+
+
+def taken(
+    args: Sequence[Any], kwargs: Mapping[str, Any], places: Tensor, rows: int
+) -> tuple[tuple, dict[str, Any]]:
+    """Return some rows of every tensor that has a row for each input; the rest as it is."""
+    return tuple(_some(v, places, rows) for v in args), {
+        key: _some(value, places, rows) for key, value in kwargs.items()
+    }
+
+
+def _some(value: Any, places: Tensor, rows: int) -> Any:
+    if isinstance(value, Tensor):
+        return value[places] if value.ndim and len(value) == rows else value
+    if isinstance(value, Mapping):
+        return {key: _some(one, places, rows) for key, one in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(_some(one, places, rows) for one in value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise InputError(
+        f"rows with different mixtures run one after another here, and a {type(value).__name__} "
+        "cannot be split among them; give rows of one mixture at a time"
+    )
+
+
+def joined(outputs: Sequence[Any], places: Sequence[Tensor], rows: int) -> Any:
+    """Return outputs of some rows each as one output of all, in the batch's order."""
+    first = outputs[0]
+    if isinstance(first, Tensor):
+        if not first.ndim:
+            raise InputError("a loss over the batch cannot be put together from parts of it")
+        out = first.new_empty(rows, *first.shape[1:])
+        for place, some in zip(places, outputs, strict=True):
+            out = out.index_copy(0, place, some)
+        return out
+    if isinstance(first, Mapping):
+        made = {key: joined([o[key] for o in outputs], places, rows) for key in first}
+        return made if type(first) is dict else type(first)(**made)
+    if isinstance(first, tuple | list):
+        found = [joined(list(group), places, rows) for group in zip(*outputs, strict=True)]
+        return type(first)(found)
+    if first is None:
+        return None
+    raise InputError(
+        f"outputs of type {type(first).__name__} cannot be put together; give rows of one mixture "
+        "at a time"
+    )

@@ -1,0 +1,348 @@
+"""Where parts are mixed in: forward hooks on the base's own modules, which stay as they are.
+
+    linear       y + delta(x)                    embedding   y + delta[ids]
+    convolution  y + delta * x                   norm        y + n(x) dg + db, n(x) without affine
+    batch norm   anew, with each row's own statistics, gain and bias
+
+Low-rank deltas are two batched products; dense and masked ones run once for each kind of mixture in
+the batch (one-hot routes: for each part that is used), or once for each part where that is less.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pluribus.core.errors import MismatchError
+from pluribus.route._banks import DenseBank, LowRankBank, MaskedBank, ScaledBank, banks, by_row
+from pluribus.route._route import Current, Route
+from pluribus.route.parts import Bottleneck, Delta, activated
+
+CONVOLUTIONS: dict[type, Callable[..., Tensor]] = {
+    nn.Conv1d: F.conv1d,
+    nn.Conv2d: F.conv2d,
+    nn.Conv3d: F.conv3d,
+}
+
+
+def mixer(module: nn.Module) -> "type[Site] | None":
+    """Return what mixes deltas into a module's output, or None if nothing here can."""
+    if isinstance(module, nn.Linear) or _transposed(module):
+        return LinearSite
+    if isinstance(module, nn.Embedding) and module.max_norm is None:
+        return EmbeddingSite
+    if type(module) in CONVOLUTIONS and getattr(module, "padding_mode", "zeros") == "zeros":
+        return ConvolutionSite
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
+        return BatchNormSite
+    if isinstance(module, nn.LayerNorm | nn.GroupNorm) or _is_rms(module):
+        return NormSite
+    return None
+
+
+def _transposed(module: nn.Module) -> bool:
+    """Whether this is GPT-2's linear layer, whose weight is (inputs, outputs)."""
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+
+
+def _is_rms(module: nn.Module) -> bool:
+    named = type(module).__name__.endswith("RMSNorm")
+    weight = getattr(module, "weight", None)
+    return named and weight is not None and weight.ndim == 1 and _epsilon(module) is not None
+
+
+def _epsilon(module: nn.Module) -> float | None:
+    for name in ("variance_epsilon", "eps", "epsilon"):
+        if isinstance(getattr(module, name, None), float):
+            return getattr(module, name)
+    return None
+
+
+class Site(nn.Module):
+    """A module of the base and the deltas of its tensors."""
+
+    tensors: tuple[str, ...] = ("weight", "bias")
+
+    def __init__(
+        self, path: str, module: nn.Module, deltas: Mapping[str, Mapping[int, Delta]]
+    ) -> None:
+        super().__init__()
+        self.path = path
+        self._module = [module]  # in a list: it stays the base's child, not ours
+        self.banks = nn.ModuleDict({name: banks(found) for name, found in deltas.items()})
+        self.seen = False
+
+    @property
+    def module(self) -> Any:
+        """The base's module."""
+        return self._module[0]
+
+    def of(self, name: str) -> nn.ModuleList:
+        """Return the banks of one of the module's tensors."""
+        return self.banks[name] if name in self.banks else nn.ModuleList()  # type: ignore[return-value]
+
+    def attach(self, current: Current) -> Any:
+        """Mix whenever the module runs and a route is set; return the hook's handle."""
+
+        def hook(module: nn.Module, args: tuple, kwargs: dict, out: Any) -> Any:
+            if current.route is None:
+                return None
+            self.seen = True
+            x = args[0] if args else next(iter(kwargs.values()))
+            return self.mix(x, out, current.route)
+
+        return self.module.register_forward_hook(hook, with_kwargs=True)
+
+    def mix(self, x: Tensor, y: Tensor, route: Route) -> Tensor:
+        """Return the output with every row's mixture of parts."""
+        raise NotImplementedError
+
+    def rows_of(self, name: str, route: Route, rows: int) -> Tensor | None:
+        """Return each row's delta of a small tensor (b, ...), or None if there is none."""
+        found = self.of(name)
+        return by_row(found, route, rows, getattr(self.module, name)) if len(found) else None
+
+    def wholly(
+        self,
+        x: Tensor,
+        y: Tensor,
+        route: Route,
+        apply: Callable[[Tensor, Tensor], Tensor],
+    ) -> Tensor:
+        """Add dense and masked deltas of the weight; `apply(x, delta)` is the layer without bias.
+
+        One run for each kind of mixture, of all banks together, or for each part if parts are fewer.
+        """
+        for bank in self.of("weight"):
+            if not isinstance(bank, DenseBank | MaskedBank):
+                continue
+            rows, base = len(x), self.module.weight
+            groups = route.groups(rows, bank.members)
+            if len(groups) <= len(bank.members) and not route.weights.requires_grad:
+                for places, weights in groups:
+                    if not bool(weights.any()):
+                        continue
+                    delta = bank.mixture(weights.to(base.dtype), base)
+                    if places is None:
+                        y = y + apply(x, delta)
+                    else:
+                        y = y.index_add(0, places, apply(x[places], delta))
+                continue
+            table = route.of(rows, bank.members)
+            for number in range(len(bank.members)):
+                places = table[:, number].nonzero().flatten()
+                if len(places):
+                    weights = table[places, number].view(-1, *[1] * (y.ndim - 1)).to(y.dtype)
+                    found = apply(x[places], bank.at(number).delta(base))
+                    y = y.index_add(0, places, weights * found)
+        return y
+
+
+class LinearSite(Site):
+    """nn.Linear, and GPT-2's Conv1D."""
+
+    def mix(self, x: Tensor, y: Tensor, route: Route) -> Tensor:
+        """See `Site.mix`."""
+        rows, transposed = len(x), _transposed(self.module)
+        plain = y
+        for bank in self.of("weight"):
+            if isinstance(bank, LowRankBank):
+                flat_x, flat_y = x.reshape(rows, -1, x.shape[-1]), y.reshape(rows, -1, y.shape[-1])
+                y = bank.add(flat_x, flat_y, route).view(y.shape)
+            elif isinstance(bank, ScaledBank):
+                bias = self.module.bias
+                gains = route.of(rows, bank.members).to(y.dtype) @ bank.gains
+                y = y + _spread(gains, y) * (plain if bias is None else plain - bias)
+
+        def apply(some: Tensor, delta: Tensor) -> Tensor:
+            return some @ delta if transposed else F.linear(some, delta)
+
+        y = self.wholly(x, y, route, apply)
+        bias = self.rows_of("bias", route, rows)
+        return y if bias is None else y + _spread(bias, y)
+
+
+class ConvolutionSite(Site):
+    """Convolutions, grouped ones too."""
+
+    def mix(self, x: Tensor, y: Tensor, route: Route) -> Tensor:
+        """See `Site.mix`."""
+        conv, plain = self.module, y
+
+        def apply(some: Tensor, delta: Tensor, groups: int | None = None) -> Tensor:
+            run = CONVOLUTIONS[type(conv)]
+            count = conv.groups if groups is None else groups
+            return run(some, delta, None, conv.stride, conv.padding, conv.dilation, count)
+
+        for bank in self.of("weight"):
+            if isinstance(bank, LowRankBank):
+                y = self._low_rank(bank, x, y, route, apply)
+            elif isinstance(bank, ScaledBank):
+                gains = route.of(len(x), bank.members).to(y.dtype) @ bank.gains
+                bare = plain if conv.bias is None else plain - _channels(conv.bias[None], y)
+                y = y + _channels(gains, y) * bare
+        y = self.wholly(x, y, route, apply)
+        bias = self.rows_of("bias", route, len(x))
+        return y if bias is None else y + _channels(bias, y)
+
+    def _low_rank(
+        self, bank: LowRankBank, x: Tensor, y: Tensor, route: Route, apply: Callable[..., Tensor]
+    ) -> Tensor:
+        """Convolve with all parts' `a` as kernels, weigh their maps, combine them by `b`.
+
+        Grouped kernels differ from group to group, which no factor can say: those are built.
+        """
+        shape = self.module.weight.shape
+        weights = route.of(len(x), bank.members).to(x.dtype)
+        if self.module.groups > 1:
+            for number in range(len(bank.members)):
+                found = apply(x, bank.at(number).delta(self.module.weight))
+                y = y + _channels(weights[:, number : number + 1], y) * found
+            return y
+        m, rank, _ = bank.a.shape
+        maps = apply(x, bank.a.view(m * rank, *shape[1:]))
+        maps = maps * _channels(weights.repeat_interleave(rank, 1), maps)
+        return y + torch.einsum("br...,rR->bR...", maps, bank.b.flatten(0, 1))
+
+
+class EmbeddingSite(Site):
+    """Rows of a table."""
+
+    tensors = ("weight",)
+
+    def mix(self, x: Tensor, y: Tensor, route: Route) -> Tensor:
+        """See `Site.mix`; x are the ids (b, ...)."""
+        for bank in self.of("weight"):
+            weights = route.of(len(x), bank.members).to(y.dtype)
+            for number in range(len(bank.members)):
+                if not bool(weights[:, number].any()):
+                    continue
+                if isinstance(bank, LowRankBank):
+                    found = bank.b[number].t()[x] @ bank.a[number]
+                elif isinstance(bank, DenseBank):
+                    found = bank.values[number][x]
+                else:
+                    found = bank.at(number).delta(self.module.weight)[x]
+                y = y + _spread(weights[:, number : number + 1], y) * found
+        return y
+
+
+class NormSite(Site):
+    """LayerNorm, GroupNorm, and every RMSNorm of the usual form."""
+
+    def mix(self, x: Tensor, y: Tensor, route: Route) -> Tensor:
+        """See `Site.mix`."""
+        gain, bias = (self.rows_of(name, route, len(x)) for name in ("weight", "bias"))
+        spread = _channels if isinstance(self.module, nn.GroupNorm) else self._last
+        if gain is not None:
+            y = y + (spread(gain, y) * self._normed(x)).to(y.dtype)
+        return y if bias is None else y + spread(bias, y)
+
+    def _normed(self, x: Tensor) -> Tensor:
+        norm = self.module
+        if isinstance(norm, nn.LayerNorm):
+            return F.layer_norm(x, norm.normalized_shape, eps=norm.eps)
+        if isinstance(norm, nn.GroupNorm):
+            return F.group_norm(x, norm.num_groups, eps=norm.eps)
+        epsilon = _epsilon(norm)
+        assert epsilon is not None
+        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)
+        return normed.to(x.dtype)
+
+    @staticmethod
+    def _last(rows: Tensor, y: Tensor) -> Tensor:
+        return rows.view(len(rows), *[1] * (y.ndim - rows.ndim), *rows.shape[1:])
+
+
+class BatchNormSite(Site):
+    """Batch norms in evaluation mode; each row has its own statistics."""
+
+    tensors = ("weight", "bias", "running_mean", "running_var")
+
+    def mix(self, x: Tensor, y: Tensor, route: Route) -> Tensor:
+        """See `Site.mix`. Raises MismatchError in training mode, where rows share statistics."""
+        norm = self.module
+        if norm.training:
+            raise MismatchError(
+                f"{self.path} is a batch norm in training mode; rows of different parts cannot "
+                "share its statistics: call eval()"
+            )
+
+        def own(name: str) -> Tensor | None:
+            found = getattr(norm, name)
+            delta = self.rows_of(name, route, len(x))
+            if found is None:
+                return None
+            return _channels(found[None] if delta is None else found + delta, x)
+
+        mean, variance, gain, bias = (
+            own(n) for n in ("running_mean", "running_var", "weight", "bias")
+        )
+        assert mean is not None and variance is not None
+        out = (x - mean) * torch.rsqrt(variance.clamp(min=0) + norm.eps)
+        out = out if gain is None else out * gain
+        return out if bias is None else out + bias
+
+
+class AdapterSite(Site):
+    """Bottleneck adapters behind a module: y + sum_t w_t up_t act(down_t y)."""
+
+    def __init__(self, path: str, module: nn.Module, found: Mapping[int, Bottleneck]) -> None:
+        super().__init__(path, module, {})
+        self.members = tuple(found)
+        self.activations = tuple(one.activation for one in found.values())
+        for field in ("down", "down_bias", "up", "up_bias"):
+            for number, one in found.items():
+                self.register_parameter(
+                    f"{field}_{number}", nn.Parameter(getattr(one, field), requires_grad=False)
+                )
+
+    def attach(self, current: Current) -> Any:
+        """See `Site.attach`; the first of several outputs is adapted."""
+
+        def hook(module: nn.Module, args: tuple, out: Any) -> Any:
+            if current.route is None:
+                return None
+            self.seen = True
+            if isinstance(out, tuple):
+                return (self.mix(out[0], out[0], current.route), *out[1:])
+            return self.mix(out, out, current.route)
+
+        return self.module.register_forward_hook(hook)
+
+    def mix(self, x: Tensor, y: Tensor, route: Route) -> Tensor:
+        """See `Site.mix`."""
+        weights = route.of(len(x), self.members).to(y.dtype)
+        out = y
+        for place, number in enumerate(self.members):
+            rows = weights[:, place].detach().nonzero().flatten()
+            if not len(rows):
+                continue
+            some = y if len(rows) == len(y) else y[rows]
+            h = F.linear(some, self._of("down", number), self._of("down_bias", number))
+            h = activated(self.activations[place], h)
+            h = F.linear(h, self._of("up", number), self._of("up_bias", number))
+            h = _spread(weights[rows, place : place + 1], h) * h
+            out = out + h if len(rows) == len(y) else out.index_add(0, rows, h)
+        return out
+
+    def _of(self, field: str, number: int) -> Tensor:
+        return getattr(self, f"{field}_{number}")
+
+    def at(self, number: int) -> Bottleneck:
+        """Return one part's adapter."""
+        fields = [self._of(f, number) for f in ("down", "down_bias", "up", "up_bias")]
+        return Bottleneck(*fields, self.activations[self.members.index(number)])
+
+
+def _spread(rows: Tensor, y: Tensor) -> Tensor:
+    """Return (b, d) as (b, 1, ..., d)."""
+    return rows.view(len(rows), *[1] * (y.ndim - 2), rows.shape[-1])
+
+
+def _channels(rows: Tensor, y: Tensor) -> Tensor:
+    """Return (b, d) as (b, d, 1, ...)."""
+    return rows.view(*rows.shape[:2], *[1] * (y.ndim - 2))

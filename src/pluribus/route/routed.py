@@ -1,0 +1,413 @@
+"""`Routed`: one frozen base and many small parts, mixed for each row of a batch.
+
+    theta(x) = theta_0 + sum_t w_t(x) delta_t,   w(x) = router(features(base, x))
+
+The weights of no row are ever built: every layer adds its parts' deltas to its own output, grouped
+by who needs what (`_sites`), which equals running each row through its own merge, up to rounding.
+Tensors that no layer can mix (class tokens, packed attention projections) are an exception: rows
+with different mixtures of those run one after another, and `report()` names them.
+
+Routing takes a first pass of the base alone for its features, unless weights are given. What is
+shared stays shared: the base's tensors are neither copied nor changed, and one base may serve
+several `Routed` at a time as long as only one of them runs.
+
+Lu et al., NeurIPS 2024 (Twin-Merging, https://arxiv.org/abs/2406.15479), section 4.2, builds each
+input's weights instead.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pluribus.core.errors import InputError, MismatchError, listing, nearest
+from pluribus.core.shapes import Float
+from pluribus.route._banks import banks, mixed
+from pluribus.route._batch import joined, rows_of, taken
+from pluribus.route._route import Current, Route
+from pluribus.route._sites import AdapterSite, Site, mixer
+from pluribus.route.features import Features, features_of
+from pluribus.route.parts import Bottleneck, Delta, Part
+from pluribus.route.router import Router
+
+Weights = Mapping[str, Float[Tensor, " b"] | float] | Float[Tensor, "b t"] | Sequence[str] | str
+
+
+class Routed(nn.Module):
+    """A base with parts, called as the base is.
+
+    `parts` maps names to parts; a part maps the base's tensor names to deltas. `router` gives
+    weights (b, t) from features (b, d); `features` says which (see `pluribus.route.features`).
+    `top_k` keeps the largest weights of each row, rescaled to the same sum. `heads` are linear
+    layers {"weight", "bias"} on the base's output, by task, for calls with `task=`.
+
+    Raises MismatchError for parts that do not fit the base, or a router with other names.
+    """
+
+    def __init__(
+        self,
+        base: nn.Module,
+        parts: Mapping[str, Part],
+        router: Router | None = None,
+        *,
+        features: Features | str = "output",
+        top_k: int | None = None,
+        heads: Mapping[str, Mapping[str, Tensor]] | None = None,
+    ) -> None:
+        super().__init__()
+        if not parts:
+            raise InputError("there is no part to route to; give at least one")
+        self.base = base.requires_grad_(False).eval()
+        self.names = tuple(parts)
+        self.features = features_of(features)
+        if top_k is not None and not 1 <= top_k <= len(parts):
+            raise InputError(f"top_k is {top_k}; there are {len(parts)} parts")
+        self.top_k = top_k
+        self.heads = {task: dict(head) for task, head in (heads or {}).items()}
+        self._current = Current()
+        self.sites, self.odd = self._built(parts)
+        self._handles = [site.attach(self._current) for site in self.sites]  # type: ignore[operator]
+        self.router: Router | None = None
+        if router is not None:
+            self.set_router(router)
+
+    # -- building --------------------------------------------------------------------------------
+
+    def _built(self, parts: Mapping[str, Part]) -> tuple[nn.ModuleList, nn.ModuleDict]:
+        modules = dict(self.base.named_modules())
+        state = self.base.state_dict(keep_vars=True)
+        tables: dict[str, dict[int, Delta]] = {}
+        adapters: dict[str, dict[int, Bottleneck]] = {}
+        for number, (label, part) in enumerate(parts.items()):
+            for name, delta in part.items():
+                if isinstance(delta, Bottleneck):
+                    if name not in modules:
+                        raise MismatchError(
+                            f"part {label}: the base has no module {name!r}.{nearest(name, modules)}"
+                        )
+                    adapters.setdefault(name, {})[number] = delta
+                    continue
+                if name not in state:
+                    raise MismatchError(
+                        f"part {label}: the base has no tensor {name!r}.{nearest(name, state)}"
+                    )
+                try:
+                    delta.check(name, state[name])
+                except MismatchError as error:
+                    raise MismatchError(f"part {label}: {error}") from None
+                tables.setdefault(name, {})[number] = delta
+        by_module: dict[str, dict[str, dict[int, Delta]]] = {}
+        odd: dict[str, dict[int, Delta]] = {}
+        kinds: dict[str, type[Site]] = {}
+        shared = _shared(state)
+        for name, found in tables.items():
+            path, _, attribute = name.rpartition(".")
+            kind = None if _inside_attention(path, modules) else mixer(modules[path])
+            if kind is None or attribute not in kind.tensors or name in shared:
+                odd[name] = found
+            else:
+                by_module.setdefault(path, {})[attribute] = found
+                kinds[path] = kind
+        sites: list[Site] = [
+            kinds[path](path, modules[path], found) for path, found in by_module.items()
+        ]
+        sites += [AdapterSite(path, modules[path], found) for path, found in adapters.items()]
+        self._odd_names = tuple(odd)
+        return nn.ModuleList(sites), nn.ModuleDict(
+            {str(i): banks(found) for i, found in enumerate(odd.values())}
+        )
+
+    def set_router(self, router: Router) -> None:
+        """Use a router. Raises MismatchError unless it knows exactly these parts, by name."""
+        names = tuple(router.names)
+        if sorted(names) != sorted(self.names):
+            raise MismatchError(
+                f"the router knows the parts {listing(names)}; here are {listing(self.names)}"
+            )
+        self.router = router
+        self._order = [names.index(name) for name in self.names]
+
+    # -- routing ---------------------------------------------------------------------------------
+
+    def embed(self, *args: Any, **kwargs: Any) -> Float[Tensor, "b d"]:
+        """Return the router's features: one pass of the base alone."""
+        with self._routed(None):
+            return self.features(self.base, *args, **kwargs)
+
+    def route(self, *args: Any, **kwargs: Any) -> Float[Tensor, "b t"]:
+        """Return what the router gives each row of these inputs, a column for each of `names`.
+
+        Raises InputError without a router, NonFiniteError for weights that are not finite.
+        """
+        if self.router is None:
+            raise InputError(
+                "there is no router yet: fit one (pluribus.route.fit_router), or give weights="
+            )
+        with torch.no_grad():
+            return self._limited(self.router(self.embed(*args, **kwargs))[:, self._order])
+
+    def _limited(self, weights: Tensor) -> Tensor:
+        if self.top_k is None or self.top_k == weights.shape[1]:
+            return weights
+        found = weights.topk(self.top_k, dim=1)
+        kept = torch.zeros_like(weights).scatter(1, found.indices, found.values)
+        total, left = weights.sum(1, keepdim=True), kept.sum(1, keepdim=True)
+        return kept * torch.where(left != 0, total / left, torch.ones_like(left))
+
+    def weights(self, given: Weights, rows: int) -> Float[Tensor, "b t"]:
+        """Return weights (b, t) of what a user may give: names, a name for each row, or numbers.
+
+        Raises InputError for an unknown part or a wrong number of rows.
+        """
+        like = next(self.base.parameters())
+        if isinstance(given, str):
+            given = [given] * rows
+        if isinstance(given, Tensor):
+            if given.shape != (rows, len(self.names)):
+                raise InputError(
+                    f"weights are {list(given.shape)}; expected {[rows, len(self.names)]}: a row "
+                    f"an input, columns {', '.join(self.names)}"
+                )
+            return given.to(like.device)
+        table = torch.zeros(rows, len(self.names), device=like.device)
+        if isinstance(given, Mapping):
+            for name, weight in given.items():
+                table[:, self._number(name)] = torch.as_tensor(weight, dtype=table.dtype)
+            return table
+        if len(given) != rows:
+            raise InputError(f"{len(given)} parts were named for a batch of {rows}")
+        for row, name in enumerate(given):
+            table[row, self._number(name)] = 1.0
+        return table
+
+    def _number(self, name: str) -> int:
+        if name not in self.names:
+            raise InputError(
+                f"there is no part {name!r}; there are: {', '.join(self.names)}."
+                f"{nearest(name, self.names)}"
+            )
+        return self.names.index(name)
+
+    @contextmanager
+    def _routed(self, route: Route | None) -> Iterator[None]:
+        before, self._current.route = self._current.route, route
+        try:
+            yield
+        finally:
+            self._current.route = before
+
+    @contextmanager
+    def mixing(self, weights: Float[Tensor, "b t"]) -> Iterator[nn.Module]:
+        """Let the base run with these weights inside the block, whatever runs it.
+
+        For loops of one's own. Raises InputError if a part moves tensors that no layer can mix and
+        the rows differ in them.
+        """
+        route = Route(weights)
+        groups = route.groups(route.rows, self._odd_members)
+        if self._odd_names and len(groups) > 1:
+            raise InputError(
+                f"rows with different mixtures of {listing(self._odd_names)} cannot run in one "
+                "batch; call the composite itself, or run them apart"
+            )
+        with self._routed(route), self._moved(groups[0][1] if groups else None):
+            yield self.base
+
+    @property
+    def _odd_members(self) -> tuple[int, ...]:
+        found = {m for bank in self.odd.values() for one in bank for m in one.members}  # type: ignore[union-attr]
+        return tuple(sorted(found))
+
+    @contextmanager
+    def _moved(self, weights: Tensor | None) -> Iterator[None]:
+        """Put the mixture of the odd tensors into the base, and take it out again."""
+        if not self._odd_names or weights is None:
+            yield
+            return
+        whole = weights.new_zeros(len(self.names))
+        whole[list(self._odd_members)] = weights
+        before = []
+        try:
+            for name, found in zip(self._odd_names, self.odd.values(), strict=True):
+                for table, attribute in _places(self.base, name):
+                    own = table[attribute]
+                    before.append((table, attribute, own))
+                    table[attribute] = own.detach() + mixed(found, whole, own.detach())  # type: ignore[arg-type]
+            yield
+        finally:
+            for table, attribute, own in reversed(before):
+                table[attribute] = own
+
+    # -- running ---------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        *args: Any,
+        weights: Weights | None = None,
+        task: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Return what the base returns, every row through its own mixture of parts.
+
+        `weights` instead of the router's; `task` puts that task's head on the output, which
+        chooses no part. Raises InputError for a part, task or batch that is not there.
+        """
+        rows = rows_of(args, kwargs)
+        head = None if task is None else self._head(task)
+        table = self.route(*args, **kwargs) if weights is None else self.weights(weights, rows)
+        route = Route(table)
+        groups = route.groups(rows, self._odd_members) if self._odd_names else [(None, table[:0])]
+        outputs = []
+        for places, mixture in groups:
+            some, named = (args, kwargs) if places is None else taken(args, kwargs, places, rows)
+            own = route if places is None else Route(table[places])
+            with self._routed(own), self._moved(mixture if self._odd_names else None):
+                outputs.append(self.base(*some, **named))
+        out = outputs[0] if len(outputs) == 1 else joined(outputs, [g[0] for g in groups], rows)  # type: ignore[misc]
+        if head is None:
+            return out
+        return nn.functional.linear(out, *(head[n].to(out) for n in ("weight", "bias")))
+
+    def _head(self, task: str) -> Mapping[str, Tensor]:
+        if task not in self.heads:
+            raise InputError(
+                f"there is no head for task {task!r}; heads: "
+                f"{', '.join(self.heads) or 'none'}.{nearest(task, self.heads)}"
+            )
+        return self.heads[task]
+
+    def generate(self, *args: Any, weights: Weights | None = None, **kwargs: Any) -> Any:
+        """Write with the base's own `generate`, routed once by the prompt.
+
+        Takes what the base's takes (`input_ids`, `attention_mask`, beams, a streamer). Raises
+        InputError if the base cannot generate.
+        """
+        run: Callable[..., Any] | None = getattr(self.base, "generate", None)
+        if run is None:
+            raise InputError(f"{type(self.base).__name__} cannot generate: it has no such method")
+        prompt = {k: kwargs[k] for k in ("input_ids", "attention_mask", "inputs") if k in kwargs}
+        ids = args[0] if args else prompt.get("input_ids", prompt.get("inputs"))
+        if ids is None:
+            raise InputError("give the prompt's input_ids")
+        rows = len(ids)
+        if weights is None:
+            mask = prompt.get("attention_mask")
+            table = self.route(ids, **({} if mask is None else {"attention_mask": mask}))
+        else:
+            table = self.weights(weights, rows)
+        with self.mixing(table):
+            return run(*args, **kwargs)
+
+    # -- looking in ------------------------------------------------------------------------------
+
+    def part(self, name: str) -> dict[str, Delta | Bottleneck]:
+        """Return one part's deltas, by tensor (adapters by module)."""
+        number = self._number(name)
+        found: dict[str, Delta | Bottleneck] = {}
+        for site in self.sites:
+            if isinstance(site, AdapterSite):
+                if number in site.members:
+                    found[site.path] = site.at(number)
+                continue
+            for tensor, kept in site.banks.items():  # type: ignore[union-attr]
+                for bank in kept:
+                    if number in bank.members:
+                        place = f"{site.path}.{tensor}" if site.path else tensor
+                        found[place] = bank.at(bank.members.index(number))
+        for tensor, kept in zip(self._odd_names, self.odd.values(), strict=True):
+            for bank in kept:  # type: ignore[union-attr]
+                if number in bank.members:
+                    found[tensor] = bank.at(bank.members.index(number))
+        return found
+
+    def materialise(self, weights: Mapping[str, float] | str) -> dict[str, Tensor]:
+        """Return the state dict of the base merged with these weights of the parts.
+
+        Raises InputError for an unknown part, or a part with adapters: those are no deltas of
+        tensors.
+        """
+        shares = {weights: 1.0} if isinstance(weights, str) else weights
+        state = {name: t.detach().clone() for name, t in self.base.state_dict().items()}
+        origin = self.base.state_dict()
+        for label, share in shares.items():
+            for name, delta in self.part(label).items():
+                if isinstance(delta, Bottleneck):
+                    raise InputError(
+                        f"part {label} has an adapter behind {name}, which is no delta of a tensor"
+                    )
+                if share:
+                    base = origin[name]
+                    state[name] = state[name] + (share * delta.delta(base)).to(base.dtype)
+        return state
+
+    def report(self) -> dict[str, Any]:
+        """Return bytes of base and parts, forms by tensor, and the tensors that no layer mixes."""
+        own = {id(t): t.numel() * t.element_size() for t in self.base.state_dict().values()}
+        parts = sum(t.numel() * t.element_size() for t in self._stored())
+        router = self.router.parameters() if isinstance(self.router, nn.Module) else ()
+        return {
+            "parts": list(self.names),
+            "base_bytes": sum(own.values()),
+            "parts_bytes": parts,
+            "router_bytes": sum(t.numel() * t.element_size() for t in router),
+            "heads_bytes": sum(
+                t.numel() * t.element_size() for h in self.heads.values() for t in h.values()
+            ),
+            "run_apart": list(self._odd_names),
+            "forms": {
+                name: {
+                    tensor: type(delta).__name__ for tensor, delta in self.part(name).items()
+                }
+                for name in self.names
+            },
+        }
+
+    def _stored(self) -> Iterator[Tensor]:
+        for module in (self.sites, self.odd):
+            yield from module.parameters()
+            yield from module.buffers()
+
+    def detach(self) -> nn.Module:
+        """Take the parts out of the base for good, and return the base."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        return self.base
+
+    def __getattr__(self, name: str) -> Any:
+        """Look for what is not ours in the base: config, device, dtype, tokenizers."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name in ("base", "_modules", "_parameters", "_buffers") or name.startswith("__"):
+                raise
+            return getattr(super().__getattr__("base"), name)
+
+
+def _shared(state: Mapping[str, Tensor]) -> set[str]:
+    """Return the names of tensors that stand in several places, as tied embeddings do."""
+    seen: dict[int, list[str]] = {}
+    for name, tensor in state.items():
+        seen.setdefault(id(tensor), []).append(name)
+    return {name for names in seen.values() if len(names) > 1 for name in names}
+
+
+def _inside_attention(path: str, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether a module is part of nn.MultiheadAttention, which runs its parts without a call."""
+    pieces = path.split(".")
+    above = (".".join(pieces[:i]) for i in range(len(pieces) + 1))
+    return any(isinstance(modules.get(p), nn.MultiheadAttention) for p in above)
+
+
+def _places(base: nn.Module, name: str) -> list[tuple[dict[str, Any], str]]:
+    """Return all places at which a tensor of the state dict is kept."""
+    wanted = base.state_dict(keep_vars=True)[name]
+    return [
+        (table, attribute)
+        for module in base.modules()
+        for table in (module._parameters, module._buffers)
+        for attribute, tensor in table.items()
+        if tensor is wanted
+    ]
