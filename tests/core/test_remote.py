@@ -87,6 +87,46 @@ def test_goes_on_from_where_it_broke(server, model):
     ]
 
 
+@pytest.mark.parametrize(
+    ("faults", "begin", "places"),
+    [([], 0, 0), (["half", "503", "half"], 0, 0), ([], 5000, 5000), (["no ranges"], 5000, 0)],
+)
+def test_a_stream_comes_in_order_and_begins_again_without_ranges(
+    server, model, faults, begin, places
+):
+    data = server.files["/m/model.safetensors"]
+    server.faults = list(faults)
+    held, seen = bytearray(data[:begin]), []
+
+    def put(at, piece):
+        assert at == len(held) or at == 0
+        del held[at:]
+        held.extend(piece)
+        seen.append(at)
+
+    Remote(model, patience=SOON).stream(len(data), put, begin)
+    assert held == data
+    assert seen[0] == places
+    assert len(server.log) == 1 + len([fault for fault in faults if fault != "no ranges"])
+
+
+def test_a_stream_of_another_length_is_refused_before_its_first_byte(server, model):
+    data = server.files["/m/model.safetensors"]
+    with pytest.raises(FormatError, match=f"{len(data)} bytes at the source, expected 7"):
+        Remote(model, patience=SOON).stream(7, lambda *_: pytest.fail("bytes of another file"))
+    Remote(model, patience=SOON).stream(7, lambda *_: pytest.fail("nothing is left"), begin=7)
+    assert len(server.log) == 1
+
+
+def test_what_a_stream_is_put_into_may_fail_and_is_not_tried_again(server, model):
+    def full(at, piece):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left on device"):
+        Remote(model, patience=SOON).stream(len(server.files["/m/model.safetensors"]), full)
+    assert len(server.log) == 1
+
+
 def test_gives_up_with_address_offset_and_tries(server, model):
     server.faults = ["503"] * 9
     with pytest.raises(NetworkError, match=rf"{model}: gave up at byte 8 after 4 tries.*503"):

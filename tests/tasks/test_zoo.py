@@ -240,3 +240,12 @@ def test_schedule_by_hand():
     assert [_schedule(s, 10, 2) for s in (0, 1, 2)] == [0.5, 1.0, 1.0]
     assert _schedule(6, 10, 2) == pytest.approx(0.5)
     assert 0 < _schedule(9, 10, 2) < 0.05
+
+
+def test_weights_are_kept_whatever_their_layout(tmp_path):
+    kernel = torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last)
+    cache.save(tmp_path / "kept.safetensors", {"kernel": kernel, "turned": torch.randn(3, 5).t()})
+    found = cache.load(tmp_path / "kept.safetensors")
+    assert found is not None
+    assert torch.equal(found["kernel"], kernel)
+    assert found["turned"].shape == (5, 3)

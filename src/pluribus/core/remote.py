@@ -29,6 +29,7 @@ from pluribus.core.source import Source, TensorSpec
 from pluribus.core.weights import INDEXES, SINGLES, Weights, join_shards, parse_index
 
 CHUNK = 4 << 20  # bytes of one range request for tensor data
+PIECE = 1 << 16  # bytes that are read of an answer at once
 HEAD = 1 << 17  # bytes of the first request: most headers fit
 MAX_SIDECAR = 1 << 28
 SIDECARS = (
@@ -138,7 +139,7 @@ class Remote:
                 self._check(answer, at)
                 stop = min(end, self.size)
                 while len(held) < stop - begin:
-                    piece = answer.read(min(1 << 16, stop - begin - len(held)))
+                    piece = answer.read(min(PIECE, stop - begin - len(held)))
                     if not piece:
                         raise _Again(f"the answer stopped at byte {begin + len(held)}")
                     held.extend(piece)
@@ -168,6 +169,48 @@ class Remote:
 
         self._patiently(once, lambda: 0)
         return got[0]
+
+    def stream(self, length: int, put: Callable[[int, bytes], None], begin: int = 0) -> None:
+        """Hand over a file of a known length as it arrives, from byte `begin` on.
+
+        `put(at, piece)` takes the bytes that stand at `at`. They come in order; only a server that
+        serves no ranges makes them begin again, at 0. What `put` raises goes through untouched.
+
+        Raises FormatError, before the first byte, if the file has another length; MissingError if
+        it is not there, NetworkError as `range` does.
+        """
+        at = begin
+        fault: list[OSError] = []  # of `put`: asking the server again would not help
+
+        def once() -> None:
+            nonlocal at
+            if at == length:
+                return
+            with self._ask({"Range": f"bytes={at}-{length - 1}"} if at else {}) as answer:
+                if answer.status == 206:
+                    self._check(answer, at)
+                else:  # the whole file, whatever was asked for
+                    at = 0
+                told = answer.headers.get("Content-Length", "")
+                if told.isdecimal() and at + int(told) != length:
+                    raise FormatError(
+                        f"{self.url}: {at + int(told)} bytes at the source, expected {length}; it "
+                        "is not the file that was looked for"
+                    )
+                while at < length:
+                    piece = answer.read(min(PIECE, length - at))
+                    if not piece:
+                        raise _Again(f"the answer stopped at byte {at}")
+                    try:
+                        put(at, piece)
+                    except OSError as error:
+                        fault.append(error)
+                        return
+                    at += len(piece)
+
+        self._patiently(once, lambda: at)
+        if fault:
+            raise fault[0]
 
     def _patiently(self, once: Callable[[], None], at: Callable[[], int]) -> None:
         failures = 0

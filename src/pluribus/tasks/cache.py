@@ -48,7 +48,8 @@ def save(path: Path, weights: Mapping[str, Tensor]) -> None:
         handle, part = tempfile.mkstemp(prefix=path.stem, suffix=".partial", dir=path.parent)
         os.close(handle)
         try:
-            save_file(dict(weights), part, {"digest": _contents(weights)})
+            whole = {name: tensor.contiguous() for name, tensor in weights.items()}
+            save_file(whole, part, {"digest": _contents(weights)})
             os.replace(part, path)
         except BaseException:
             Path(part).unlink(missing_ok=True)

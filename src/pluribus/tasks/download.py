@@ -12,15 +12,13 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from pluribus.core.errors import FormatError, MissingError, NetworkError, OutputError
-from pluribus.core.remote import Patience, Remote, _Again
+from pluribus.core.remote import Patience, Remote
 from pluribus.tasks import texts
 from pluribus.tasks.sources import ORIGINS, File, Origin
 
 OnBytes = Callable[[str, int, int], None]  # file, bytes that are here, bytes in all
-PIECE = 1 << 16
 
 
 def offline() -> str | None:
@@ -114,51 +112,20 @@ def fetch(
 
 def _receive(file: File, part: Path, on_bytes: OnBytes | None, patience: Patience | None) -> None:
     """Append what a partial file lacks; a longer one is begun anew."""
-    remote = Remote(file.url, patience=patience)
-    fault: list[OSError] = []  # of the disk: trying the server again would not help
-
     with part.open("ab") as out:
         if out.tell() > file.bytes:
+            out.truncate(0)
             out.seek(0)
-            out.truncate()
 
-        def once() -> None:
-            at = out.tell()
-            if at == file.bytes:
-                return
-            with remote._ask({"Range": f"bytes={at}-{file.bytes - 1}"} if at else {}) as answer:
-                if answer.status == 206:
-                    remote._check(answer, at)
-                else:  # the whole file, whatever was asked for
-                    out.seek(0)
-                    out.truncate()
-                    at = 0
-                _check_length(file, answer, at)
-                while at < file.bytes:
-                    piece = answer.read(min(PIECE, file.bytes - at))
-                    if not piece:
-                        raise _Again(f"the answer stopped at byte {at}")
-                    try:
-                        out.write(piece)
-                    except OSError as error:
-                        fault.append(error)
-                        return
-                    at += len(piece)
-                    if on_bytes is not None:
-                        on_bytes(file.name, at, file.bytes)
+        def put(at: int, piece: bytes) -> None:
+            if at != out.tell():  # a server without ranges begins again
+                out.truncate(at)
+                out.seek(at)
+            out.write(piece)
+            if on_bytes is not None:
+                on_bytes(file.name, at + len(piece), file.bytes)
 
-        remote._patiently(once, out.tell)
-    if fault:
-        raise fault[0]
-
-
-def _check_length(file: File, answer: Any, at: int) -> None:
-    told = answer.headers.get("Content-Length", "")
-    if told.isdecimal() and at + int(told) != file.bytes:
-        raise FormatError(
-            f"{file.url}: {at + int(told)} bytes at the source, expected {file.bytes}; it is not "
-            "the file that the checksum is of"
-        )
+        Remote(file.url, patience=patience).stream(file.bytes, put, begin=out.tell())
 
 
 def _check(path: Path, file: File) -> Path:
