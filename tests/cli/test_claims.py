@@ -129,8 +129,8 @@ def test_progress(cli, place, toy):
         ("toy --seeds a,b", "--seeds 'a,b': give whole numbers such as 0,1,2"),
         ("toy --seeds 1,1", "--seeds '1,1': give each seed once, none below 0"),
         ("toy --seeds=-1", "--seeds '-1': give each seed once, none below 0"),
-        ("toy --out ties.yml", "ties.yml: cannot be read or written: File exists"),
-        ("toy --out ties.yml/x", "ties.yml/x: cannot be read or written: Not a directory"),
+        ("toy --out ties.yml", "ties.yml: a file is in the way; name a folder for the records"),
+        ("toy --out ties.yml/x", "ties.yml/x: a file is in the way; name a folder for the records"),
     ],
 )
 def test_bad_input(refused, toy, words, said):

@@ -33,7 +33,8 @@ def test_an_interrupted_merge_goes_on(child, cli, place):
     assert process.returncode == 130
     assert out == ""
     assert [line for line in err.splitlines() if line != "SPAN"] == [
-        "pluribus: interrupted; run the same command again: a merge goes on where it stopped"
+        "pluribus: interrupted; run the same command again: what keeps a journal (a merge, a "
+        "search with --store, claims) goes on where it stopped"
     ]
     assert not (place / "out").exists()
     assert (place / "out.partial").is_dir()

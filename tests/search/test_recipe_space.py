@@ -149,7 +149,7 @@ def test_recipes_that_could_not_run(text, told):
     ("objective", "told"),
     [
         ({}, "needs zoo or tasks; neither is given"),
-        ({"zoo": "demo8", "tasks": ["sst2"]}, "both is given"),
+        ({"zoo": "demo8", "tasks": ["sst2"]}, "both are given"),
         ({"zoo": "demo8", "sead": 1}, "unknown key 'sead'.*Did you mean 'seed'"),
         ({"zoo": "demo8", "seed": -1}, "seed is -1; give 0 or more"),
         ({"zoo": "demo8", "limit": "x"}, "limit is a whole number, not 'x'"),

@@ -16,6 +16,8 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+MEMORY = "out of memory; give smaller sizes or batches, a smaller --memory or fewer --threads"
+
 
 def build():
     """Return the application with every command of this package."""
@@ -67,7 +69,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         code = _run(sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()
     except KeyboardInterrupt:
-        fail("interrupted; run the same command again: a merge goes on where it stopped", 130)
+        fail(
+            "interrupted; run the same command again: what keeps a journal (a merge, a search with "
+            "--store, claims) goes on where it stopped",
+            130,
+        )
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         leave(141)
@@ -76,13 +82,15 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             raise
         fail(str(error), 1)
     except MemoryError:
-        fail("out of memory; give a smaller --memory or fewer --threads", 1)
+        fail(MEMORY, 1)
     except Exception as error:
         if os.environ.get("PLURIBUS_DEBUG"):
             raise
         if isinstance(error, OSError) and error.strerror:
             where = "" if error.filename is None else f"{error.filename}: "
             fail(f"{where}cannot be read or written: {error.strerror}", 1)
+        if isinstance(error, RuntimeError) and "allocate" in str(error) and "memory" in str(error):
+            fail(MEMORY, 1)  # torch's way of saying it, for every kind of memory
         fail(
             f"internal error: {type(error).__name__}: {error} (run with --debug for the traceback, "
             "and please report it)",

@@ -33,7 +33,7 @@ def claims(
     Example: pluribus claims ties lines --seeds 0,1,2
     """
     from pluribus import claims as registry
-    from pluribus.core.errors import InputError
+    from pluribus.core.errors import InputError, OutputError
     from pluribus.tasks.sets import cache_folder
 
     try:
@@ -44,7 +44,10 @@ def claims(
         raise InputError(f"--seeds {seeds!r}: give each seed once, none below 0")
     for name in names or []:
         registry.load(name)  # a misspelt name is known before an hour of work
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise OutputError(f"{out}: a file is in the way; name a folder for the records") from None
     outcomes = []
     for name in names or registry.systems():
         kept = None if again else cache_folder() / "claims"

@@ -56,13 +56,12 @@ def search(
             "evolution, hill, nsga2, cma or tpe"
         )
     check_page(html)
-    if out is not None and (out.is_dir() or not out.expanduser().parent.is_dir()):
-        raise OutputError(f"{out}: name a file in a folder that exists, such as best.yml")
-    if out is not None and out.exists() and not overwrite:
-        raise OutputError(f"{out}: exists; give --overwrite, or another name")
+    out = None if out is None else out.expanduser()
     if store is not None and store.exists() and not resume:
         raise OutputError(f"{store}: exists; leave out --no-resume to go on, or name another file")
     loaded = recipe_space.load(space)
+    if out is not None:
+        recipe_space.check_out(loaded, out, overwrite)
     study = run_search(
         loaded.space,
         loaded.evaluate,
@@ -81,10 +80,19 @@ def search(
     for note in study.notes:
         warn(note)
     best = study.best  # an error if every trial failed
+    faults = []  # of the disk: what was found is shown all the same
     if out is not None:
-        recipe_space.save_best(loaded, study, out.expanduser())
+        try:
+            recipe_space.save_best(loaded, study, out)
+        except OutputError as error:
+            faults.append(error)
+            out = None
     if html is not None:
-        save(html, plot.best_page(study, f"Search of {space.name}", loaded.objective.text))
+        try:
+            save(html, plot.best_page(study, f"Search of {space.name}", loaded.objective.text))
+        except OutputError as error:
+            faults.append(error)
+            html = None
     recipe = loaded.recipe(study.value(best))
     if as_json:
         show_json(
@@ -98,6 +106,8 @@ def search(
                 "store": None if store is None else str(store),
             }
         )
+        if faults:
+            raise faults[0]
         return
     print(plot.best_table(study, top))
     failed = sum(trial.status == "failed" for trial in study.trials)
@@ -113,6 +123,8 @@ def search(
         print(f"{out}: the best recipe, for pluribus merge {out} merged/")
     if html is not None:
         print(f"{html}: the front and all trials")
+    if faults:
+        raise faults[0]
 
 
 def _scores(scores) -> str:

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pluribus.cli._common import Json, Quiet, show_json, steps
+from pluribus.cli._common import Json, Quiet, show_json, steps, warn
 
 
 def register(app: typer.Typer) -> None:
@@ -30,12 +30,15 @@ def tasks(
     Example: pluribus tasks text14 --fetch
     """
     from pluribus import report
+    from pluribus.core.errors import listing
     from pluribus.tasks import named, runs
 
     found = named.expand(names) if names else [named.get(name) for name in named.names()]
     if fetch:
         runs.fetch(found, steps(quiet))
     told = [_entry(task, show) for task in found]
+    if fetch and (absent := [one["task"] for one in told if one["data"] == "not found"]):
+        warn(f"no public source for {listing(absent)}; put the sets into PLURIBUS_DATA by hand")
     if as_json:
         show_json({"tasks": told, "groups": {k: list(v) for k, v in named.groups().items()}})
         return

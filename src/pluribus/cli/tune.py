@@ -30,16 +30,15 @@ def tune(
     Example: pluribus tune examples/tune/vision8.yml tuned/ --html tuned.html
     """
     from pluribus.cli._common import check_page
-    from pluribus.core.errors import OutputError
-    from pluribus.tune import _recipe, _report
+    from pluribus.tune import _output, _recipe, _report
 
-    if out.exists() and not overwrite:
-        raise OutputError(f"{out}: exists already; choose another output, or give --overwrite")
+    out = _output.check(out, overwrite)
     check_page(html)
     loaded = _recipe.load(recipe)
     if device is not None:
         loaded = loaded.on(device)
     run = _recipe.prepare(loaded, steps(quiet))
+    _output.check_room(out, run.pool)
     tuned = run.method.fit(
         run.pool,
         run.forward,

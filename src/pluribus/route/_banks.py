@@ -155,9 +155,7 @@ def mixed(found: nn.ModuleList, weights: Float[Tensor, " t"], base: Tensor) -> T
     return total
 
 
-def by_row(
-    found: nn.ModuleList, route: Route, rows: int, base: Tensor
-) -> Shaped[Tensor, "b ..."]:
+def by_row(found: nn.ModuleList, route: Route, rows: int, base: Tensor) -> Shaped[Tensor, "b ..."]:
     """Return each row's own mixture of a small tensor."""
     total = base.new_zeros(rows, *base.shape)
     for bank in found:

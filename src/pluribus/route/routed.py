@@ -357,9 +357,7 @@ class Routed(nn.Module):
             ),
             "run_apart": list(self._odd_names),
             "forms": {
-                name: {
-                    tensor: type(delta).__name__ for tensor, delta in self.part(name).items()
-                }
+                name: {tensor: type(delta).__name__ for tensor, delta in self.part(name).items()}
                 for name in self.names
             },
         }

@@ -21,7 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from pluribus.core.errors import InputError, OutputError, RecipeError, nearest
+from pluribus.core.errors import InputError, NonFiniteError, OutputError, RecipeError, nearest
 from pluribus.core.refs import ModelRef
 from pluribus.core.weights import Weights
 from pluribus.recipe.schema import Recipe
@@ -66,8 +66,8 @@ def objective_of(given: Any, folder: Path | None = None, where: str = "space") -
         raise RecipeError(f"{where}: objective is a mapping such as {{zoo: demo8}}, not {given!r}")
     kinds = [kind for kind in KEYS if kind in given]
     if len(kinds) != 1:
-        said = "both" if kinds else "neither"
-        raise RecipeError(f"{where}: objective needs zoo or tasks; {said} is given")
+        said = "both are" if kinds else "neither is"
+        raise RecipeError(f"{where}: objective needs zoo or tasks; {said} given")
     (kind,) = kinds
     for key in given:
         if key not in KEYS[kind]:
@@ -76,6 +76,11 @@ def objective_of(given: Any, folder: Path | None = None, where: str = "space") -
                 f"{', '.join(KEYS[kind])}." + nearest(str(key), KEYS[kind])
             )
     values = dict(given)
+    tasks = values.get("tasks")
+    if not isinstance(values.get("zoo", ""), str):
+        raise RecipeError(f"{where}: objective: zoo is a name such as demo8, not {values['zoo']!r}")
+    if not (tasks is None or isinstance(tasks, str) or _is_names(tasks)):
+        raise RecipeError(f"{where}: objective: tasks are names such as [sst2], not {tasks!r}")
     values["minimise"] = _minimised(values.get("minimise", ()), where)
     for key, least in (("seed", 0), ("limit", 1), ("shots", 0)):
         value = values.get(key)
@@ -85,12 +90,24 @@ def objective_of(given: Any, folder: Path | None = None, where: str = "space") -
             raise RecipeError(f"{where}: objective: {key} is {value}; give {least} or more")
     if kind == "zoo":
         return ZooObjective(**values)
-    tasks = values["tasks"]
+    if "device" in values:
+        from pluribus.tasks.device import usable
+
+        values["device"] = usable(values["device"])
     values["tasks"] = (tasks,) if isinstance(tasks, str) else tuple(map(str, tasks or ()))
     return TasksObjective(**values)
 
 
+def _is_names(given: Any) -> bool:
+    return isinstance(given, list) and all(isinstance(name, str) for name in given)
+
+
 def _minimised(given: Any, where: str) -> tuple[str, ...]:
+    if not (given is None or isinstance(given, str | tuple) or _is_names(given)):
+        raise RecipeError(
+            f"{where}: objective: minimise is one or several of {', '.join(MINIMISE)}, not "
+            f"{given!r}"
+        )
     names = (given,) if isinstance(given, str) else tuple(map(str, given or ()))
     for name in names:
         if name not in MINIMISE:
@@ -204,20 +221,25 @@ class ZooObjective:
         return Scales(self)
 
     def scored(self, state: Mapping[str, Any]) -> dict[str, float]:
-        """Return the score of some weights, and each task's figure."""
+        """Return the score of some weights, and each task's figure.
+
+        Raises NonFiniteError for weights that are not finite: the first class would win each time.
+        """
+        for name, tensor in state.items():
+            if not bool(tensor.isfinite().all()):
+                raise NonFiniteError(f"the merge made NaN or infinite values in {name!r}")
         by_task = self.built().normalised(state, self.split, self.limit)
         mean = sum(by_task.values()) / len(by_task)
         return {"score": 100 * mean, **{task: 100 * value for task, value in by_task.items()}}
 
     def save_models(self, recipe: Recipe, folder: Path) -> dict[str, str]:
-        """Save the zoo's models that the recipe names; files that are there stay."""
+        """Save the zoo's models that the recipe names; older ones of their names are replaced."""
         out = {}
         try:
             folder.mkdir(exist_ok=True)
             for ref in recipe.references:
                 path = folder / f"{ref}.safetensors"
-                if not path.exists():
-                    self.open_model(ref).save(path)
+                self.open_model(ref).save(path)
                 out[str(ref)] = f"{folder.name}/{path.name}"
         except OSError as error:
             raise OutputError(f"{folder}: cannot be written ({error.strerror})") from None
@@ -242,8 +264,15 @@ class TasksObjective:
         """Raise InputError for a task that is not known, or none."""
         from pluribus.tasks import named
 
-        if not named.expand(self.tasks):
+        tasks = named.expand(self.tasks)
+        if not tasks:
             raise InputError("objective: tasks is empty; name tasks such as sst2")
+        for task in tasks:
+            if task.prompt is None:
+                raise InputError(
+                    f"objective: {task.name} is of images, and merges are scored here as language "
+                    "models; name tasks such as sst2, or a zoo"
+                )
 
     @property
     def text(self) -> str:

@@ -80,6 +80,8 @@ def load(path: str | Path, *, check: bool = True) -> RecipeSpace:
     tasks or models are not there.
     """
     path = Path(path).expanduser()
+    if path.is_dir():
+        raise RecipeError(f"{path}: is a folder; a space is a YAML file")
     if not path.is_file():
         near = ""
         if path.parent.is_dir():
@@ -169,6 +171,26 @@ def _shown(point: Any, option: Any) -> str:
 # -- the best one ----------------------------------------------------------------------------------
 
 
+def check_out(made: RecipeSpace, path: Path, overwrite: bool = False) -> None:
+    """Raise OutputError if `save_best` could not write there, or would replace something."""
+    if path.is_dir() or not path.parent.is_dir():
+        raise OutputError(f"{path}: name a file in a folder that exists, such as best.yml")
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path}: exists; give --overwrite, or another name")
+    models = _models(path)
+    if not isinstance(made.objective, ZooObjective) or not models.exists():
+        return
+    if not models.is_dir() or (any(models.iterdir()) and not overwrite):
+        raise OutputError(
+            f"{models}: is where the recipe's models go, and stands in the way; give --overwrite "
+            "to replace the models in it, or another name for the recipe"
+        )
+
+
+def _models(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.models")
+
+
 def save_best(made: RecipeSpace, study: Study, path: Path, trial: Trial | None = None) -> Path:
     """Write the best trial's recipe (or that of another trial) as `pluribus merge` reads it.
 
@@ -177,7 +199,7 @@ def save_best(made: RecipeSpace, study: Study, path: Path, trial: Trial | None =
     """
     trial = trial or study.best
     recipe = made.recipe(study.value(trial))
-    models = path.with_name(f"{path.stem}.models")
+    models = _models(path)
     places = made.objective.save_models(recipe, models)
     plain = _moved(recipe.plain(), places or _relative(recipe, path.parent))
     told = ", ".join(f"{name} {value:.6g}" for name, value in trial.scores.items())

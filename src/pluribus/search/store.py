@@ -14,12 +14,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from pluribus.core.errors import FormatError, InputError, OutputError
 from pluribus.search._pyglove import pg
 from pluribus.search.space import Space
-from pluribus.search.study import Objective, Trial
+from pluribus.search.study import Objective, Status, Trial
 
 VERSION = 1
 TABLES = """
@@ -43,8 +43,16 @@ class Row(NamedTuple):
 class Store:
     """A file of trials of one search. `Store.open` makes or continues one."""
 
-    def __init__(self, path: Path, base: sqlite3.Connection, lock: Any) -> None:
+    def __init__(
+        self,
+        path: Path,
+        base: sqlite3.Connection,
+        lock: Any,
+        space: Space,
+        objectives: Sequence[Objective],
+    ) -> None:
         self.path, self._base, self._lock = path, base, lock
+        self._space, self._objectives = space, tuple(objectives)
 
     @classmethod
     def open(
@@ -57,8 +65,9 @@ class Store:
         """
         path = Path(path).expanduser()
         if path.is_dir() or not path.parent.is_dir():
-            told = "is a folder; name a file" if path.is_dir() else "its folder does not exist"
-            raise OutputError(f"{path}: {told}, such as study.sqlite")
+            if path.is_dir():
+                raise OutputError(f"{path}: is a folder; name a file, such as study.sqlite")
+            raise OutputError(f"{path}: its folder does not exist; create it, or name another")
         with _explained(path):
             lock = path.with_name(path.name + ".lock").open("ab")
             try:
@@ -74,7 +83,7 @@ class Store:
         try:
             with _explained(path):
                 base = sqlite3.connect(path, timeout=30, isolation_level=None)
-                store = cls(path, base, lock)
+                store = cls(path, base, lock, space, objectives)
                 store._prepare(_header(space, objectives, evaluation))
             return store
         except BaseException:
@@ -85,7 +94,9 @@ class Store:
 
     def _prepare(self, header: Mapping[str, Any]) -> None:
         tables = {name for (name,) in self._base.execute("SELECT name FROM sqlite_master")}
-        self._base.execute("PRAGMA journal_mode = WAL")
+        if tables and not {"study", "trials"} <= tables:
+            raise FormatError(f"{self.path}: an SQLite file of something else; name another file")
+        self._base.execute("PRAGMA journal_mode = WAL")  # from here on the file is ours
         self._base.execute("PRAGMA synchronous = FULL")
         if not tables:
             with self._transaction():
@@ -94,32 +105,30 @@ class Store:
                 rows = [(key, json.dumps(value)) for key, value in header.items()]
                 self._base.executemany("INSERT INTO study VALUES (?, ?)", rows)
             return
-        if not {"study", "trials"} <= tables:
-            raise FormatError(f"{self.path}: an SQLite file of something else; name another file")
-        found = {k: json.loads(v) for k, v in self._base.execute("SELECT key, value FROM study")}
+        pairs = self._base.execute("SELECT key, value FROM study").fetchall()
+        try:
+            found = {key: json.loads(value) for key, value in pairs}
+        except (TypeError, ValueError) as error:
+            raise _damaged(self.path, "what it says of its search", error) from None
         _compare(self.path, found, header)
 
     def rows(self) -> list[Row]:
-        """Return all trials in their order, those that were cut off as running."""
+        """Return all trials in their order, those that were cut off as running.
+
+        Raises FormatError for a trial that is missing, or is not what a search of this space wrote.
+        """
         with _explained(self.path):
             found = self._base.execute(
                 "SELECT number, dna, proposer, settled, seed, status, scores, metrics, report, "
                 "seconds, error FROM trials ORDER BY number"
             ).fetchall()
-        out = []
-        for (
-            number,
-            dna,
-            proposer,
-            settled,
-            seed,
-            status,
-            scores,
-            metrics,
-            report,
-            s,
-            error,
-        ) in found:
+        return [self._row(number, stored) for number, stored in enumerate(found)]
+
+    def _row(self, place: int, stored: Sequence[Any]) -> Row:
+        number, dna, proposer, settled, seed, status, scores, metrics, report, seconds, error = (
+            stored
+        )
+        try:
             trial = Trial(
                 number=number,
                 dna=pg.from_json_str(dna),
@@ -128,12 +137,21 @@ class Store:
                 scores=json.loads(scores),
                 metrics=json.loads(metrics),
                 report=json.loads(report),
-                seconds=s,
+                seconds=seconds,
                 settled=settled,
                 error=error,
             )
-            out.append(Row(trial, proposer))
-        return out
+            if number != place:
+                raise ValueError(f"trial {place} is missing")
+            if status not in get_args(Status) or not 0 <= settled <= number:
+                raise ValueError(f"its status is {status!r} after {settled!r} settled ones")
+            given = (trial.scores[o.name] for o in self._objectives if status == "done")
+            if not all(isinstance(score, int | float) for score in given):
+                raise ValueError(f"its scores are {scores}")
+            self._space.fitted(trial.dna.clone(deep=True))
+        except (ValueError, TypeError, KeyError, AttributeError) as fault:
+            raise _damaged(self.path, f"trial {number}", fault) from None
+        return Row(trial, proposer)
 
     def begin(self, trial: Trial, proposer: str) -> None:
         """Note that a trial has begun."""
@@ -203,6 +221,13 @@ def _explained(path: Path) -> Iterator[None]:
         raise OutputError(f"{path}: cannot be written ({error.strerror})") from None
 
 
+def _damaged(path: Path, what: str, error: Exception) -> FormatError:
+    told = f"no {error}" if isinstance(error, KeyError) else str(error)
+    return FormatError(
+        f"{path}: {what} cannot be read ({told}): the file was damaged or edited; name another file"
+    )
+
+
 def _header(space: Space, objectives: Sequence[Objective], evaluation: str) -> dict[str, Any]:
     return {
         "version": VERSION,
@@ -218,8 +243,11 @@ def _compare(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) ->
     """Raise InputError if a store is of another search, saying what is in it and what is not."""
     if found.get("version") != VERSION:
         raise FormatError(
-            f"{path}: a store of version {found.get('version')}, but this reads {VERSION}"
+            f"{path}: a store of version {found.get('version')}, but this reads {VERSION}; go on "
+            "with the pluribus that wrote it, or name another file"
         )
+    if lacking := [key for key in wanted if not isinstance(found.get(key), type(wanted[key]))]:
+        raise _damaged(path, "what it says of its search", ValueError(f"no {lacking[0]}"))
     if found["digest"] != wanted["digest"]:
         raise InputError(
             f"{path} holds trials of another space (digest {found['digest'][:12]}, this one has "

@@ -32,9 +32,10 @@ def read(text: str, where: str = "space") -> Any:
     """
     if len(text) > LONGEST:
         raise RecipeError(f"{where}: a space may have {LONGEST} characters, not {len(text)}")
-    loader = _Loader(text)
-    loader.where = where
+    loader = None
     try:
+        loader = _Loader(text)
+        loader.where = where
         node = loader.get_single_node()
         if node is None:
             raise RecipeError(f"{where}: there is nothing in it")
@@ -48,7 +49,8 @@ def read(text: str, where: str = "space") -> Any:
     except RecursionError:
         raise RecipeError(f"{where}: nested too deeply") from None
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
 
 
 def settled(value: Any) -> Any:

@@ -23,7 +23,7 @@ from pluribus.core.optional import optional
 from pluribus.core.shapes import Float, Int
 from pluribus.core.weights import Weights
 from pluribus.tasks.open_model import load
-from pluribus.tasks.systems import Asked, OnStep, Predictions, digest_of
+from pluribus.tasks.systems import Asked, OnStep, Predictions, check_scores, digest_of
 from pluribus.tasks.task import sample
 
 BATCH_TOKENS = 4096  # of one forward pass, padding included
@@ -93,7 +93,11 @@ class CausalLM:
         return self._digest
 
     def predict(self, asked: Asked, on_step: OnStep | None) -> Predictions:
-        """Choose a class or write an answer for every row."""
+        """Choose a class or write an answer for every row.
+
+        Raises NonFiniteError for a model whose scores are NaN, InputError for one that is too
+        short for the answers.
+        """
         prompt, classes = asked.task.prompt, asked.examples.classes
         if prompt is None:
             raise InputError(
@@ -114,6 +118,7 @@ class CausalLM:
 
         if classes:
             scores, cut = self.choice_scores(questions, prompt.choices(classes), told)
+            check_scores(scores, self.label, asked.task.name)
             values: list[Any] = scores.argmax(1).tolist()
         else:
             values, cut = self.write(questions, prompt.max_tokens, prompt.stop, told)
@@ -224,7 +229,10 @@ class CausalLM:
         hf = optional("transformers", "hf", "writing with a language model")
         room = self._room() - most
         if room < 1:
-            raise InputError(f"{self.label} has no room for {most} tokens of an answer")
+            raise InputError(
+                f"{self.label} takes {self._room()} tokens (max_position_embeddings), which leaves "
+                f"no room for a question and the {most} tokens of an answer; leave such tasks out"
+            )
         encoded = self.tokenizer(list(questions))["input_ids"]
         cut = sum(len(tokens) > room for tokens in encoded)
         encoded = [tokens[-room:] for tokens in encoded]

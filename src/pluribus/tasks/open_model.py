@@ -14,14 +14,17 @@ from torch import nn
 from pluribus.core.errors import InputError, MismatchError, MissingError, listing
 from pluribus.core.optional import optional
 from pluribus.core.weights import Weights
+from pluribus.tasks.device import usable
 
 
 def load(weights: Weights, device: str, dtype: str) -> tuple[nn.Module, Any]:
     """Return the model with these weights, in eval mode, and the tokenizer of their folder.
 
     Raises MissingError without configuration or tokenizer, MismatchError if the tensors are not the
-    architecture's, InputError for an unknown element type, ExtraError without transformers.
+    architecture's, InputError for an unknown element type or a device that does not work here,
+    ExtraError without transformers.
     """
+    usable(device)
     hf = optional("transformers", "hf", "evaluating a language model")
     kind = getattr(torch, dtype, None)
     if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
@@ -36,11 +39,13 @@ def load(weights: Weights, device: str, dtype: str) -> tuple[nn.Module, Any]:
         config = hf.AutoConfig.from_pretrained(folder, local_files_only=True)
         tokenizer = hf.AutoTokenizer.from_pretrained(folder, local_files_only=True)
         model = hf.AutoModelForCausalLM.from_config(config, dtype=kind)
-    except (OSError, ValueError, KeyError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # a configuration can make transformers raise anything
         told = str(error).strip().splitlines()
         raise MissingError(
             f"{weights.label}: not a language model that can be opened "
-            f"({told[0] if told else type(error).__name__})"
+            f"({told[0] if told else type(error).__name__}); look at its config.json and tokenizer"
         ) from None
     _put(model, weights)
     return model.to(device).eval(), tokenizer

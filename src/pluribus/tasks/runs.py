@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pluribus.core.errors import InputError, nearest
+from pluribus.core.errors import InputError, MismatchError, nearest
 from pluribus.tasks import named, sets
 from pluribus.tasks.evaluate import Report, Reports, evaluate_all
 from pluribus.tasks.systems import OnStep, ZooSystem, zoo_tasks
@@ -27,6 +27,12 @@ class Wanted:
     specialists: tuple[str, ...] = ()
     device: str = "cpu"
     dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        """Raise InputError for a device that does not work here."""
+        from pluribus.tasks.device import usable
+
+        usable(self.device)
 
 
 def on_tasks(wanted: Wanted, on_step: OnStep | None = None) -> Reports:
@@ -116,6 +122,10 @@ def on_zoo(wanted: Wanted, name: str, on_step: OnStep | None = None) -> Reports:
         with merged(reference, on_step) as what:
             weights = Weights.open(what)
             state = {tensor: weights[tensor] for tensor in weights}
+        try:
+            zoo.module(state)  # before any is scored
+        except MismatchError as error:
+            raise MismatchError(f"{label}: {error}") from None
         systems.append(ZooSystem(zoo=zoo, state=state, label=label))
     return evaluate_all(
         systems,
@@ -153,13 +163,19 @@ def on_harness(wanted: Wanted, include: Path | None = None) -> Reports:
 
 
 def fetch(tasks: list[Task], on_step: OnStep | None = None) -> None:
-    """Download the text sets that tasks need and that are not here, as `sets` would."""
+    """Download the text sets that tasks need and that are not here, as `sets` would.
+
+    Raises DataError if there is something to download and the network is forbidden.
+    """
     from pluribus.tasks.download import offline, text_set
 
     for name, kind in dict.fromkeys(task.data for task in tasks if task.data is not None):
         located = sets.locate(name, kind)
-        if located is not None and located.place == "public source" and not offline():
-            text_set(name, sets.cache_folder() / "data", on_bytes=on_step)
+        if located is None or located.place != "public source":
+            continue
+        if offline():
+            raise sets.missing(name, kind)
+        text_set(name, sets.cache_folder() / "data", on_bytes=on_step)
 
 
 def labelled(models: tuple[str, ...]) -> dict[str, str]:
@@ -219,7 +235,13 @@ def _specialists(
         if task in found:
             raise InputError(f"--specialists {text!r}: {task} has one already")
         try:
-            found[task] = float(value)
+            score = float(value)
         except ValueError:
             found[task] = value if value in models else labels.get(value, value)
+            continue
+        if not 0 < score <= 1:
+            raise InputError(
+                f"--specialists {text!r}: a score is above 0 and at most 1, as in {task}=0.93"
+            )
+        found[task] = score
     return found

@@ -112,13 +112,13 @@ def locate(name: str, kind: Kind) -> Located | None:
 def _found(name: str, kind: Kind) -> Path:
     located = locate(name, kind)
     if located is None:
-        raise DataError(_missing(name, kind))
+        raise missing(name, kind)
     if located.path is not None:
         return located.path
     from pluribus.tasks.download import offline, text_set
 
-    if variable := offline():
-        raise DataError(f"{_missing(name, kind)} Or unset {variable}, to have it downloaded.")
+    if offline():
+        raise missing(name, kind)
     try:
         return text_set(name, cache_folder() / "data")
     except NetworkError as error:
@@ -139,16 +139,22 @@ def _folders() -> dict[str, Path]:
     return mine | {"cache": cache_folder() / "data"}
 
 
-def _missing(name: str, kind: Kind) -> str:
+def missing(name: str, kind: Kind) -> DataError:
+    """Return the error for a set that is not here: where it was looked for, and what to do."""
+    from pluribus.tasks.download import offline
+
     folders = list(_folders().values())
     known = sorted(_present(folders, kind).union(kind.embedded))
     unset = "" if len(folders) > 1 else " (PLURIBUS_DATA is not set)"
     file = f"{kind.folder}/{name}{kind.ending}"
-    return (
+    variable = offline() if kind is TEXTS and name in _origins() else None
+    fetched = f" Or unset {variable}, to have it downloaded." if variable else ""
+    return DataError(
         f"no {kind.told} set '{name}': looked for {file} and {name}{kind.ending} in "
-        f"{' and '.join(map(str, folders))}{unset}; found there or embedded: {listing(known, 12)}."
+        f"{' and '.join(map(str, folders))}{unset}; found there or embedded: "
+        f"{listing(known, 12) or 'nothing'}."
         f"{nearest(name, known)} Set PLURIBUS_DATA to a folder that holds {file} "
-        f"with {kind.holds}."
+        f"with {kind.holds}.{fetched}"
     )
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from pluribus.core.errors import InputError, MismatchError
+from pluribus.core.errors import InputError, MismatchError, NonFiniteError
 from pluribus.tasks.task import Example, Examples, Task
 
 if TYPE_CHECKING:
@@ -109,6 +109,7 @@ class Classifier:
                         f"{len(rows)} rows of {asked.task.name}, which has {len(classes)} classes; "
                         f"expected [{len(rows)}, {len(classes)}]"
                     )
+                check_scores(scores, self.label, asked.task.name)
                 values += scores.argmax(1).tolist()
                 if on_step is not None:
                     on_step(asked.task.name, len(values), len(asked.rows))
@@ -137,7 +138,10 @@ class ZooSystem:
         return self._digest
 
     def predict(self, asked: Asked, on_step: OnStep | None) -> Predictions:
-        """Return the index of the best class of every row. Raises InputError for another zoo's."""
+        """Return the index of the best class of every row.
+
+        Raises InputError for another zoo's task, NonFiniteError for scores that are NaN.
+        """
         import torch
 
         prefix, _, name = asked.task.name.rpartition("/")
@@ -147,10 +151,22 @@ class ZooSystem:
                 f"it; its tasks are {', '.join(f'{self.zoo.name}/{t}' for t in self.zoo.tasks)}"
             )
         inputs = torch.stack([row.input for row in asked.rows])
-        values = self.zoo.logits(self.state, name, inputs).argmax(1).tolist()
+        scores = self.zoo.logits(self.state, name, inputs)
+        check_scores(scores, self.label, asked.task.name)
+        values = scores.argmax(1).tolist()
         if on_step is not None:
             on_step(asked.task.name, len(values), len(values))
         return Predictions(values)
+
+
+def check_scores(scores: Any, label: str, task: str) -> None:
+    """Raise NonFiniteError if class scores hold NaN, of which none is the greatest."""
+    broken = int((scores != scores).reshape(len(scores), -1).any(1).sum())
+    if broken:
+        raise NonFiniteError(
+            f"{label}: its scores are NaN for {broken} of {len(scores)} rows of {task}; its "
+            "weights hold NaN or values that overflow. Repair the model, or leave it out"
+        )
 
 
 def zoo_tasks(zoo: "Zoo") -> list[Task]:

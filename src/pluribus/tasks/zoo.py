@@ -322,9 +322,20 @@ def build(
     Raises InputError for an unknown zoo or parameter, a choice that isn't one or a size below 1,
     DataError for a data set that isn't there, ExtraError for a package that isn't.
     """
-    make, own = builder(name), sizes(name)
+    check_sizes(name, given)
+    return builder(name)(seed, cache=cache, on_step=on_step, **given)
+
+
+def check_sizes(name: str, given: Mapping[str, object]) -> None:
+    """Raise InputError for parameters of a zoo that it hasn't, of another type or out of range."""
+    own = sizes(name)
     for key, value in given.items():
-        kind = own[_own(name, key)].annotation
+        kind = own[_own(name, str(key))].annotation
+        wanted = {bool: "true or false", int: "a whole number", float: "a number"}.get(kind)
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        fits = {bool: isinstance(value, bool), int: whole, float: whole or isinstance(value, float)}
+        if wanted is not None and not fits[kind]:
+            raise InputError(f"{key} of zoo {name} is {value!r}; it must be {wanted}")
         if get_origin(kind) is Literal and value not in get_args(kind):
             choices = " or ".join(map(repr, get_args(kind)))
             raise InputError(f"{key} of zoo {name} is {value!r}; it must be {choices}")
@@ -333,4 +344,3 @@ def build(
         if number and (not math.isfinite(value) or value < low or value == 0):  # type: ignore[operator]
             bound = "at least 1" if low else "finite and above 0"
             raise InputError(f"{key} of zoo {name} is {value}; it must be {bound}")
-    return make(seed, cache=cache, on_step=on_step, **given)

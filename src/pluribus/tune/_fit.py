@@ -188,6 +188,12 @@ def blame(blend: Blend, leaves: Leaves, terms: Mapping[str, float], number: int)
         if leaf.grad is not None and not bool(leaf.grad.isfinite().all())
     ]
     if weights:
+        for label, model in {"base": blend.pool.base, **blend.pool.experts}.items():
+            if model is not None and not bool(model[weights[0]].isfinite().all()):
+                return NonFiniteError(
+                    f"{label}: tensor {weights[0]!r} holds NaN or infinite values; repair that "
+                    "model, or leave it out"
+                )
         where = f"the merged tensor {weights[0]!r} is not finite"
     elif slopes:
         where = f"the gradient of {slopes[0]!r} is the first that is not finite"
@@ -367,7 +373,14 @@ def _diagnose(log: Log, began: int, last: float | None, probe: Probe, leaves: Le
 def _check_size(blend: Blend, log: Log) -> None:
     raw = blend.coefficients.detach()
     if blend.clamp is not None:
-        raw = raw.clamp(*blend.clamp)
+        low, high = blend.clamp
+        far = ((raw < low - RUNAWAY) | (raw > high + RUNAWAY)).flatten(1).any(1)
+        if bool(far.any()):
+            log.warn(
+                f"{int(far.sum())} of {len(blend.rows)} rows of coefficients were thrown far out "
+                f"of clamp = ({low:g}, {high:g}) and are held at its ends: try a smaller lr"
+            )
+        raw = raw.clamp(low, high)
     largest = raw.abs().flatten(1).amax(1)
     if bool((largest > RUNAWAY).any()):
         row = int(largest.argmax())

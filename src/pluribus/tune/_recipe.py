@@ -18,7 +18,6 @@ are read ("test", unlabelled, is what the papers adapt on; the labels are not lo
 objective needs them, and then "test" is refused). Paths are looked for beside the recipe first.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,13 +26,15 @@ from typing import Annotated, Any, Literal, NamedTuple
 from annotated_types import Gt
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
-from pluribus.core.errors import FormatError, InputError, MissingError, RecipeError
+from pluribus.core.errors import InputError, MissingError, RecipeError, nearest
 from pluribus.core.optional import optional
 from pluribus.core.pool import Pool
 from pluribus.loss import LOSSES, needs
 from pluribus.recipe.schema import Strict
+from pluribus.recipe.text import Document, documents
 from pluribus.tune import TUNERS
 from pluribus.tune._model import Forward, ModuleForward
+from pluribus.tune._texts import Texts, read
 
 Plain = dict[str, Any]
 Count = Annotated[int, Gt(0)]
@@ -62,7 +63,7 @@ class TuneRecipe(Strict):
     batch_size: Count = 16
     max_length: Count = 64
     limit: Count | None = None  # inputs of each task, at most
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     device: str = "cpu"
     _folder: Path | None = PrivateAttr(None)
 
@@ -98,39 +99,71 @@ class Run(NamedTuple):
 
 
 def load(path: str | Path) -> TuneRecipe:
-    """Read a recipe. Raises MissingError or RecipeError saying what is wrong."""
+    """Read a recipe. Raises MissingError or RecipeError saying what is wrong, and in which line."""
     import yaml
 
-    path = Path(path)
+    path = Path(path).expanduser()
+    if path.is_dir():
+        raise RecipeError(f"{path}: is a folder; a recipe is a YAML file")
     try:
-        told = yaml.safe_load(path.read_text("utf-8"))
+        text = path.read_text("utf-8")
     except FileNotFoundError:
-        raise MissingError(f"{path}: no such recipe") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    return of(told, path)
+        beside = path.parent.iterdir() if path.parent.is_dir() else ()
+        near = nearest(path.name, [entry.name for entry in beside])
+        raise MissingError(f"{path}: no such recipe.{near}") from None
+    except UnicodeDecodeError:
+        raise RecipeError(f"{path}: not a text file in UTF-8") from None
+    try:
+        found = documents(text, str(path))
+    except yaml.YAMLError as error:  # characters that no YAML holds
+        raise RecipeError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
+    if not found:
+        raise RecipeError(f"{path}: there is no recipe in it")
+    if len(found) > 1:
+        raise RecipeError(f"{path}: holds {len(found)} documents; a tuning recipe is one")
+    return of(found[0].value, path, found[0])
 
 
-def of(told: Any, path: Path | None = None) -> TuneRecipe:
-    """Return the recipe that plain values say."""
+def of(told: Any, path: Path | None = None, document: Document | None = None) -> TuneRecipe:
+    """Return the recipe that plain values say; `document` knows the lines they stand on."""
     where = str(path) if path is not None else "recipe"
     if not isinstance(told, Mapping):
-        raise RecipeError(f"{where}: a tuning recipe is a mapping that begins with tune_method")
+        raise RecipeError(
+            f"{where}: a tuning recipe is keys with values, the first of them tune_method, not "
+            f"{type(told).__name__}"
+        )
     if "merge_method" in told:
         raise RecipeError(f"{where}: this is a merge recipe; run it with: pluribus merge {where}")
     try:
         recipe = TuneRecipe.model_validate(told)
     except ValidationError as error:
-        fault = error.errors()[0]
-        spot = ".".join(str(part) for part in fault["loc"])
-        said = fault["msg"].removeprefix("Value error, ")
-        raise RecipeError(f"{where}: {spot + ': ' if spot else ''}{said}") from None
+        raise RecipeError(_told(error, where, document)) from None
     recipe._folder = path.parent if path is not None else None
     return recipe
 
 
+def _told(error: ValidationError, where: str, document: Document | None) -> str:
+    """Return the first fault with its line, its place and what was given."""
+    fault = error.errors()[0]
+    loc, kind, given = fault["loc"], fault["type"], fault.get("input")
+    line = document.line(loc) if document is not None and loc else None
+    spot = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc)
+    said = fault["msg"].removeprefix("Value error, ")
+    if kind == "missing":
+        said = "is missing"
+    elif kind == "too_short":
+        said = "at least one is needed"
+    elif kind not in ("unknown_key", "value_error"):
+        said = f"{said}, not {given!r}"
+    at = where if line is None else f"{where}:{line}"
+    return f"{at}: {spot.lstrip('.') + ': ' if spot else ''}{said}"
+
+
 def prepare(recipe: TuneRecipe, on_step: Any = None) -> Run:
     """Open models and inputs. Raises PluribusError saying what was given and what to do."""
+    from pluribus.tasks.device import usable
+
+    usable(recipe.device)
     method = TUNERS.build(recipe.tune_method, recipe.parameters)
     objective = LOSSES.build(recipe.objective, recipe.objective_parameters)
     labelled = needs(objective) == "labels"
@@ -148,6 +181,7 @@ def _of_zoo(recipe: TuneRecipe, method: Any, objective: Any, labelled: bool, on_
             "the objective learns from labels, and split: test would learn from those it is "
             "scored on; write split: val or train"
         )
+    zoos.check_sizes(recipe.zoo, recipe.zoo_sizes)  # before they become keywords
     zoo = zoos.build(recipe.zoo, recipe.seed, on_step=on_step, **recipe.zoo_sizes)
     models: dict[str, str] = {}
     base: Any = zoo.base
@@ -196,9 +230,9 @@ class _Cut:
 
 
 def _of_folders(recipe: TuneRecipe, method: Any, objective: Any, labelled: bool) -> Run:
-    import torch
-
     hf = optional("transformers", "hf", "tuning language models")
+
+    from pluribus.tasks.open_model import load as opened
 
     assert recipe.base_model is not None
     assert recipe.models is not None
@@ -212,20 +246,20 @@ def _of_folders(recipe: TuneRecipe, method: Any, objective: Any, labelled: bool)
     if not Path(base).is_dir():
         raise InputError(f"{base}: give the base as a model folder with its config and tokenizer")
     texts = {
-        name: _rows(recipe.place(entry.data or ""), labelled)[: recipe.limit]
+        name: read(recipe.place(entry.data or ""), labelled)[: recipe.limit]
         for entry, name in zip(recipe.models, places, strict=True)
     }
-    tokenizer = hf.AutoTokenizer.from_pretrained(base, padding_side="left")
+    assert pool.base is not None
+    with _quiet(hf):
+        model, tokenizer = opened(pool.base, recipe.device, "float32")
+    tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    with _quiet(hf):
-        model: Any = hf.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    streams = {name: _Texts(rows, tokenizer, recipe) for name, rows in texts.items()}
+    streams = {name: Texts(found, tokenizer, recipe) for name, found in texts.items()}
 
     def last(module: Any, inputs: Mapping[str, Any], task: str) -> Any:
         return module(**inputs, logits_to_keep=1, use_cache=False).logits[:, -1]
 
-    model.to(recipe.device)
     forward = ModuleForward(model, call=last)
     return Run(method, pool, forward, streams, objective, {"base": base, **places})
 
@@ -241,69 +275,3 @@ def _quiet(hf: Any) -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
-
-
-def _rows(path: str, labelled: bool) -> list[dict[str, str]]:
-    """Read texts: JSON objects with `text` (and `answer`), or plain lines."""
-    try:
-        lines = Path(path).read_text("utf-8").splitlines()
-    except FileNotFoundError:
-        raise MissingError(f"{path}: no such file of texts") from None
-    except UnicodeDecodeError as error:
-        raise FormatError(f"{path}: not UTF-8 text ({error.reason})") from None
-    rows: list[dict[str, str]] = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        if not path.endswith(".jsonl"):
-            rows.append({"text": line})
-            continue
-        try:
-            row = json.loads(line)
-            rows.append({key: str(row[key]) for key in ("text", "answer") if key in row})
-            found = rows[-1]["text"]
-        except (ValueError, KeyError, TypeError):
-            raise FormatError(f'{path}, line {number}: expected {{"text": ...}}') from None
-        if not found.strip():
-            rows.pop()
-    if not rows:
-        raise InputError(f"{path}: holds no text")
-    if labelled and any("answer" not in row for row in rows):
-        raise InputError(f'{path}: the objective needs labels; give rows {{"text", "answer"}}')
-    return rows
-
-
-class _Texts:
-    """Texts in batches of tokens, in a new order at every reading."""
-
-    def __init__(self, rows: list[dict[str, str]], tokenizer: Any, recipe: TuneRecipe) -> None:
-        self.rows, self.tokenizer, self.recipe, self.readings = rows, tokenizer, recipe, 0
-        self.labelled = needs(LOSSES[recipe.objective]) == "labels"
-
-    def __len__(self) -> int:
-        return -(-len(self.rows) // self.recipe.batch_size)
-
-    def __iter__(self) -> Any:
-        import torch
-
-        rng = torch.Generator().manual_seed(self.recipe.seed + 1000 * self.readings)
-        self.readings += 1
-        order = torch.randperm(len(self.rows), generator=rng)
-        for part in order.split(self.recipe.batch_size):
-            rows = [self.rows[int(i)] for i in part]
-            told = self.tokenizer(
-                [row["text"] for row in rows],
-                return_tensors="pt",
-                padding=True,
-                truncation=True,
-                max_length=self.recipe.max_length,
-            )
-            inputs = {key: told[key] for key in ("input_ids", "attention_mask")}
-            if not self.labelled:
-                yield inputs
-                continue
-            first = [
-                self.tokenizer(row["answer"], add_special_tokens=False)["input_ids"][0]
-                for row in rows
-            ]
-            yield inputs, torch.tensor(first)

@@ -124,7 +124,9 @@ class EfficientNetLite0(nn.Module):
         """Return the features."""
         if x.shape[2:] != (self.side, self.side):
             x = interpolate(x, (self.side, self.side), mode="bilinear", align_corners=False)
-        return self.head(self.blocks(self.stem((255 * x - 127) / 128))).mean((2, 3))
+        x = (255 * x - 127) / 128
+        x = x.contiguous(memory_format=torch.channels_last)  # 1.4 times as fast on a processor
+        return self.head(self.blocks(self.stem(x))).mean((2, 3))
 
 
 def _blocks(momentum: float) -> Iterator[Block]:

@@ -21,7 +21,7 @@ from math import isfinite
 from typing import Any
 
 from pluribus.core.errors import InputError, RecipeError, listing
-from pluribus.core.merger import facts
+from pluribus.core.merger import FACTS, facts
 from pluribus.core.method import method_of
 from pluribus.core.pool import Pool
 from pluribus.core.refs import ModelRef, Place
@@ -173,17 +173,20 @@ class CheckpointFront:
 
 def _weighted(what: Any) -> Any:
     """Return the merger, which must be one method with a weight an expert."""
-    method = method_of(what)
+    if isinstance(what, str) and what in MERGERS and not _has_weight(MERGERS[what]):
+        raise _no_weight(what)  # it may have parameters without defaults, too
+    try:
+        method = method_of(what)
+    except TypeError as error:  # parameters without a default
+        raise InputError(f"{what}: {error}; give it, as in 'ties(density=0.2)'") from None
+    if not hasattr(method, FACTS):
+        raise _no_weight(str(what))
     parts = getattr(method, "parts", None)
     if parts is not None and len(parts) == 1 and hasattr(parts[0], "weight"):
         method = parts[0]  # "ties(density=0.2)" is read as a chain of one
     known = facts(method)
-    if known.name not in MERGERS or "weight" not in {field.name for field in fields(method)}:
-        named = str(method) if parts is not None else known.name
-        raise InputError(
-            f"{named} takes no weight an expert, which is what a preference sets; there are "
-            f"{listing(_methods(), 20)}"
-        )
+    if known.name not in MERGERS or not _has_weight(method):
+        raise _no_weight(str(method) if parts is not None else known.name)
     if known.needs:
         raise InputError(
             f"{known.name} needs {listing(known.needs)} for every expert, which a preference does "
@@ -192,14 +195,22 @@ def _weighted(what: Any) -> Any:
     return method
 
 
+def _has_weight(method: Any) -> bool:
+    """Return whether a merger or its class has a weight an expert."""
+    return "weight" in {field.name for field in fields(method)}
+
+
+def _no_weight(named: str) -> InputError:
+    return InputError(
+        f"{named} takes no weight an expert, which is what a preference sets; there are "
+        f"{listing(_methods(), 20)}"
+    )
+
+
 def _methods() -> list[str]:
     """Return the merge methods that a preference can drive."""
-    found = []
-    for name in MERGERS:
-        cls = MERGERS[name]
-        if "weight" in {field.name for field in fields(cls)} and not facts(cls).needs:
-            found.append(name)
-    return found
+    known = {name: MERGERS[name] for name in MERGERS}
+    return [name for name, cls in known.items() if _has_weight(cls) and not facts(cls).needs]
 
 
 def _place(weights: Weights) -> str | None:
