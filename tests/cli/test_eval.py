@@ -182,6 +182,11 @@ def test_progress_goes_to_a_terminal_only(bench, cli):
         (["x=a", "x=b", "--tasks", "sst2"], "two models are named x"),
         (["a", "--tasks", "sst2", "--specialists", "b"], "write TASK=MODEL or TASK=SCORE"),
         (["a", "--tasks", "sst2", "--specialists", "trec=b"], "the tasks are sst2"),
+        (["a", "--tasks", "sst2", "--specialists", "sst2=0"], "above 0 and at most 1"),
+        (["a", "--tasks", "sst2", "--specialists", "sst2=nan"], "above 0 and at most 1"),
+        (["a", "--tasks", "sst2", "--specialists", "sst2=93"], "as in sst2=0.93"),
+        (["a", "--tasks", "sst2", "--device", "gpu"], "device 'gpu': expected cpu, cuda"),
+        (["a", "--tasks", "sst2", "--device", "meta"], "device 'meta' cannot be used here"),
         (["a", "--tasks", "sst2", "--html", "no/page.html"], "no such folder to write a page"),
         (["a", "--tasks", "sst2", "--dtype", "int8"], "'int8' is no element type"),
         (["none.yml", "--tasks", "sst2"], "no such recipe"),
@@ -209,6 +214,19 @@ def test_offline_and_missing_sets_are_said_before_a_model_is_loaded(bench, cli, 
     assert got.code == 1
     assert "no text set 'rte'" in got.err
     assert "unset PLURIBUS_OFFLINE" in got.err
+    got = cli("tasks", "rte", "--fetch")
+    assert (got.code, got.out, got.err.count("\n")) == (1, "", 1)
+    assert "unset PLURIBUS_OFFLINE" in got.err
+
+
+def test_a_model_whose_scores_are_nan_has_no_score(bench, cli):
+    weights = Weights.open("a")
+    broken = {name: weights[name].clone() for name in weights}
+    next(t for name, t in broken.items() if "norm" in name).fill_(float("nan"))
+    Weights.of(broken).save(bench / "a" / "model.safetensors")
+    got = cli("eval", "b", "a", "--tasks", "sst2", "--limit", 5)
+    assert (got.code, got.out, got.err.count("\n")) == (1, "", 1)
+    assert "a: its scores are NaN for 5 of 5 rows of sst2" in got.err
 
 
 def test_harness_without_its_package_says_what_to_install(bench, cli, monkeypatch):
@@ -240,6 +258,15 @@ def test_zoo_weights_are_scored_on_the_zoos_tasks(bench, cli, small_zoo):
     assert [entry["task"] for entry in only["reports"]] == ["demo8/rot90"]
     got = cli("eval", "average.safetensors", "--zoo", "demo8", "--tasks", "rot91")
     assert "Did you mean 'rot90'?" in got.err
+    average["stem.weight"][0, 0] = float("nan")
+    Weights.of(average).save(bench / "broken.safetensors")
+    got = cli("eval", "average.safetensors", "broken.safetensors", "--zoo", "demo8")
+    assert (got.code, got.err.count("\n")) == (1, 1)
+    assert "broken.safetensors: its scores are NaN for 40 of 40 rows of demo8/identity" in got.err
+    del average["stem.weight"]
+    Weights.of(average).save(bench / "less.safetensors")
+    got = cli("eval", "less.safetensors", "--zoo", "demo8")
+    assert "less.safetensors: the weights lack stem.weight of zoo demo8" in got.err
 
 
 # -- pluribus tasks --------------------------------------------------------------------------------
@@ -275,4 +302,8 @@ def test_tasks_are_fetched(bench, cli, monkeypatch):
     )
     assert cli("tasks", "sst2", "rte", "mrpc", "--fetch").code == 0
     assert asked == ["rte", "mrpc"]
+    got = cli("tasks", "mnist", "--fetch")
+    assert (
+        got.err == "warning: no public source for mnist; put the sets into PLURIBUS_DATA by hand\n"
+    )
     assert json.loads(json.dumps(sets.records("sst2")[0]))["split"] == "train"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pluribus.core.errors import OutputError
 from pluribus.tasks import zoo as zoos
 
 ROOT = Path(__file__).parents[2]
@@ -95,14 +96,18 @@ def test_best_without_a_file_is_printed(cli, space):
         (["--out", "space.yml"], "space.yml: exists; give --overwrite"),
         (["--store", "space.yml"], "space.yml: not a store of trials"),
         (["--store", "space.yml", "--no-resume"], "space.yml: exists; leave out --no-resume"),
+        (["--out", "other.yml"], "other.models: is where the recipe's models go, and stands in"),
     ],
 )
 def test_mistakes_are_one_line_and_cost_nothing(cli, space, arguments, told):
+    (space / "other.models").mkdir()
+    (space / "other.models" / "base.safetensors").write_text("mine")
     got = cli("search", "space.yml", *arguments)
     assert got.code == 1
     assert told in got.err
     assert got.err.count("\n") == 1
     assert (space / "space.yml").read_text() == SPACE
+    assert (space / "other.models" / "base.safetensors").read_text() == "mine"
     assert sorted(path.name for path in space.iterdir() if path.suffix == ".html") == []
 
 
@@ -117,6 +122,56 @@ def test_other_files(cli, space):
     got = cli("search", "other.yml", "--store", "s.sqlite")
     assert got.code == 1
     assert "s.sqlite holds trials of another space" in got.err
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (None, "is a folder; a space is a YAML file"),
+        ("\0", "not valid YAML: unacceptable character #x0000"),
+        (SPACE.replace("zoo: demo8", "zoo: [a]"), "zoo is a name such as demo8, not ['a']"),
+        (SPACE.replace("zoo: demo8", "tasks: 3"), "tasks are names such as [sst2], not 3"),
+        (SPACE.replace("zoo: demo8", "tasks: [mnist]"), "mnist is of images"),
+        (SPACE.replace("zoo: demo8", "tasks: [sst2], device: 3"), "device 3: expected cpu, cuda"),
+        (SPACE.replace("zoo: demo8", "zoo: demo8, minimise: 3"), "minimise is one or several of"),
+    ],
+)
+def test_spaces_that_are_none(cli, space, text, told):
+    (space / "odd.yml").mkdir() if text is None else (space / "odd.yml").write_text(text)
+    got = cli("search", "odd.yml", "--trials", "2")
+    assert (got.code, got.out, got.err.count("\n")) == (1, "", 1)
+    assert told in got.err
+
+
+def test_what_was_found_is_shown_if_it_cannot_be_saved(cli, space, monkeypatch):
+    def full(*_):
+        raise OutputError("best.yml: cannot be written (No space left on device)")
+
+    monkeypatch.setattr("pluribus.search.recipe_space.save_best", full)
+    got = cli("search", "space.yml", "--trials", "2", "--out", "best.yml")
+    assert got.code == 1
+    assert got.err == "pluribus: best.yml: cannot be written (No space left on device)\n"
+    assert "base_model: base" in got.out
+    got = cli("search", "space.yml", "--trials", "2", "--out", "best.yml", "--json")
+    assert (got.code, got.err.count("\n")) == (1, 1)
+    assert got.json["out"] is None
+    assert got.json["recipe"]["base_model"] == "base"
+
+
+def test_models_of_an_earlier_search_are_replaced(cli, space):
+    (space / "best.models").mkdir()
+    (space / "best.models" / "base.safetensors").write_text("of another zoo")
+    got = cli("search", "space.yml", "--trials", "2", "--out", "best.yml", "--overwrite")
+    assert got.code == 0, got.err
+    assert cli("merge", "best.yml", "merged").code == 0
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_merges_that_are_not_finite_fail(cli, space):
+    (space / "wild.yml").write_text(SPACE.replace("[0.1, 1.0]}\n", "[1.0e+200, 1.0e+201]}\n"))
+    got = cli("search", "wild.yml", "--trials", "2")
+    assert got.code == 1
+    assert "none of 2 trials has a score: the merge made NaN or infinite values in" in got.err
 
 
 @pytest.mark.slow

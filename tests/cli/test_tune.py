@@ -1,8 +1,10 @@
 """`pluribus tune`: a run on language models, its replay, and what it refuses."""
 
 import json
+import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -107,6 +109,27 @@ def test_labels_are_the_first_token_of_the_answer(cli, models):
         ("parameters:", "objective: entropi\nparameters:", "Did you mean 'entropy'"),
         ("parameters:", "objective: cross_entropy\nparameters:", 'rows {"text", "answer"}'),
         ("tune_method", "{", "not valid YAML"),
+        (
+            "batch_size: 3",
+            "batch_size: 3\nbatch_size: 4",
+            "yml:9: 'batch_size' is given twice",
+        ),
+        (
+            "batch_size: 3",
+            "batch_size: 0",
+            "tune.yml:8: batch_size: Input should be greater than",
+        ),
+        ("batch_size: 3", "batch_size: 0", "not 0"),
+        ("batch_size: 3", f"seed: {2**64}", "seed: Input should be less than 9223372036854775808"),
+        ("batch_size: 3", "device: gpu", "device 'gpu': expected cpu, cuda or cuda:N"),
+        ("batch_size: 3", "device: meta", "device 'meta' cannot be used here"),
+        ("batch_size: 3", "---\nzoo: demo8", "holds 2 documents; a tuning recipe is one"),
+        ("data: code.txt", "data: base", "base: is a folder; data is a file of texts"),
+        (
+            "data: code.txt",
+            "data: [a]",
+            "models[1].data: Input should be a valid string, not",
+        ),
     ],
 )
 def test_recipes_that_cannot_run(cli, models, old, new, said):
@@ -116,6 +139,114 @@ def test_recipes_that_cannot_run(cli, models, old, new, said):
     assert got.err.count("\n") == 1
     assert said in got.err
     assert not (models / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"", "there is no recipe in it"),
+        (b"- a", "a tuning recipe is keys with values, the first of them tune_method, not list"),
+        (b"\xff\xfe", "not a text file in UTF-8"),
+        (b"\0", "not valid YAML: unacceptable character #x0000"),
+        (None, "is a folder; a recipe is a YAML file"),
+    ],
+)
+def test_files_that_are_no_recipe(cli, tmp_path, text, said):
+    path = tmp_path / "r.yml"
+    path.mkdir() if text is None else path.write_bytes(text)
+    got = cli("tune", path, tmp_path / "out")
+    assert (got.code, got.out, got.err.count("\n")) == (1, "", 1)
+    assert f"{path}: {said}" in got.err
+    got = cli("tune", tmp_path / "e.yml", tmp_path / "out")
+    assert "e.yml: no such recipe. Did you mean 'r.yml'?" in got.err
+
+
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        ("train: many", "train of zoo demo8 is 'many'; it must be a whole number"),
+        ("train: 1.5", "train of zoo demo8 is 1.5; it must be a whole number"),
+        ("train: null", "train of zoo demo8 is None; it must be a whole number"),
+        ("train: true", "train of zoo demo8 is True; it must be a whole number"),
+        ("seed: 1", "zoo demo8 has no parameter 'seed'"),
+        ("cache: false", "zoo demo8 has no parameter 'cache'"),
+        ("on_step: 1", "Did you mean 'base_steps'?"),
+    ],
+)
+def test_sizes_that_a_zoo_has_not(cli, tmp_path, sizes, said):
+    (tmp_path / "r.yml").write_text(
+        f"tune_method: adamerging\nzoo: demo8\nzoo_sizes: {{{sizes}}}\n"
+    )
+    got = cli("tune", tmp_path / "r.yml", tmp_path / "out")
+    assert (got.code, got.err.count("\n")) == (1, 1)
+    assert said in got.err
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ('{"text": null}', "line 1: text is None, which is no text"),
+        ('{"text": ["a"]}', "line 1: text is ['a'], which is no text"),
+        ('{"text": "the", "answer": null}', "line 1: answer is None, which is no text"),
+        ('{"text": "the", "answer": " "}', "line 1: the objective needs labels"),
+        ('{"text": "the"}', "line 1: the objective needs labels"),
+    ],
+)
+def test_rows_without_text_or_answer(cli, models, row, said):
+    rewritten(
+        models,
+        a=("parameters:", "objective: cross_entropy\nparameters:"),
+        b=("data: code.txt", "data: math.jsonl"),
+    )
+    (models / "math.jsonl").write_text(row + "\n")
+    got = cli("tune", "tune.yml", "out")
+    assert (got.code, got.err.count("\n")) == (1, 1)
+    assert f"math.jsonl, {said}" in got.err
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("config.json", "{", "base: not a language model that can be opened"),
+        ("config.json", '{"model_type": "llamma"}', "base: not a language model that can be"),
+        ("config.json", None, "base: no config.json beside the tensors"),
+        ("tokenizer.json", "{", "base: not a language model that can be opened"),
+        ("tokenizer.json", None, "look at its config.json and tokenizer"),
+        ("heads", 0, "base: not a language model that can be opened"),
+        ("num_hidden_layers", 2, "LlamaForCausalLM has no model.layers.2.self_attn.q_proj.weight"),
+        ("intermediate_size", 8, "base: model.layers.0.mlp.up_proj.weight has shape [24, 16], but"),
+    ],
+)
+def test_a_base_that_is_no_language_model(cli, models, name, text, said):
+    path = models / "base" / (name if name.endswith(".json") else "config.json")
+    if text is None:
+        path.unlink()
+    elif isinstance(text, int):
+        name = "num_attention_heads" if name == "heads" else name
+        path.write_text(json.dumps(json.loads(path.read_text()) | {name: text}))
+    else:
+        path.write_text(text)
+    got = cli("tune", "tune.yml", "out")
+    assert (got.code, got.err.count("\n")) == (1, 1)
+    assert said in got.err
+    assert not (models / "out").exists()
+
+
+@pytest.mark.parametrize("who", ["base", "math"])
+def test_a_model_that_is_not_finite_is_named(cli, models, who):
+    values = tiny.arrays(Weights.open(models / who))
+    values["model.norm.weight"][0] = float("nan")
+    tiny.save(models / who / "model.safetensors", values)
+    got = cli("tune", "tune.yml", "out")
+    assert got.code == 1
+    assert f"{who}: tensor 'model.norm.weight' holds NaN or infinite values; repair" in got.err
+
+
+def test_a_huge_lr_is_told(cli, models):
+    rewritten(models, only=("lr: 0.05", "lr: 1.0e+30"))
+    got = cli("tune", "tune.yml", "out")
+    assert got.code == 0
+    assert "39 of 39 rows of coefficients were thrown far out of clamp = (0, 1)" in got.err
 
 
 def test_files_that_are_no_texts(cli, models):
@@ -135,6 +266,46 @@ def test_nothing_that_exists_is_lost(cli, models):
     assert "exists already" in got.err
     assert (models / "out" / "precious.txt").read_text() == "mine"
     assert cli("tune", "missing.yml", "new").code == 1
+
+
+def never(*_, **__):
+    pytest.fail("the work was begun before its output was looked at")
+
+
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [
+        ("no/out", "no: no such folder to write out into"),
+        ("code.txt", "code.txt: is a file; name a folder"),
+        ("code.txt/out", "code.txt: is no folder to write out into"),
+        ("full", "full: holds other things than an output of pluribus"),
+        ("base", "base: holds other things than an output of pluribus"),
+        ("out.safetensors", "name a folder"),
+    ],
+)
+def test_an_output_that_cannot_be_is_told_first(cli, models, monkeypatch, out, said):
+    monkeypatch.setattr("pluribus.tune.adamerging.AdaMerging.fit", never)
+    (models / "full").mkdir()
+    (models / "full" / "precious.txt").write_text("mine")
+    before = {path: path.read_bytes() for path in models.rglob("*") if path.is_file()}
+    got = cli("tune", "tune.yml", out, "--overwrite")
+    assert (got.code, got.err.count("\n")) == (1, 1)
+    assert said in got.err
+    assert before == {path: path.read_bytes() for path in models.rglob("*") if path.is_file()}
+
+
+def test_an_output_is_replaced_unless_the_run_reads_it(cli, models, monkeypatch):
+    assert cli("tune", "tune.yml", "out").code == 0
+    assert cli("tune", "tune.yml", "out", "--overwrite").code == 0
+    monkeypatch.setattr("pluribus.tune.adamerging.AdaMerging.fit", never)
+    rewritten(models, only=("base_model: base", "base_model: out"))
+    got = cli("tune", "tune.yml", "out", "--overwrite")
+    assert "out: base is read from there; choose another output" in got.err
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    got = cli("tune", "tune.yml", "other")
+    assert "other: the model needs 0.00 GB, but only 0.00 GB are free there" in got.err
+    monkeypatch.setattr("os.access", lambda _, mode, **more: mode != os.W_OK)
+    assert "may not be written into" in cli("tune", "tune.yml", "other").err
 
 
 def test_a_zoo_of_the_package(cli, tmp_path, monkeypatch):

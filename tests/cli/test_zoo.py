@@ -1,6 +1,7 @@
 """`pluribus zoo`, with the zoo that needs no data."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -98,6 +99,34 @@ def test_overwrites_a_zoo_and_nothing_else(cli, home):
     assert json.loads((home / "made" / "zoo.json").read_text())["seed"] == 1
 
 
+def test_what_was_put_beside_a_zoo_is_not_lost(cli, home):
+    assert cli("zoo", "demo8", *SIZES, "--out", "made").code == 0
+    (home / "made" / "notes.txt").write_text("mine")
+    (home / "made" / "experts" / "mine.bin").write_text("mine")
+    got = cli("zoo", "demo8", *SIZES, "--out", "made", "--overwrite")
+    assert got.code == 1
+    assert "made: holds experts/mine.bin, notes.txt beside the zoo, which would be lost" in got.err
+    assert (home / "made" / "notes.txt").read_text() == "mine"
+
+
+def test_an_interrupted_write_leaves_the_old_zoo(cli, home, monkeypatch):
+    assert cli("zoo", "demo8", *SIZES, "--out", "made").code == 0
+    before = (home / "made" / "base.safetensors").read_bytes()
+    whole, moves = os.replace, []
+
+    def stop(one, other):
+        moves.append(other)
+        if len(moves) == 2:
+            raise KeyboardInterrupt
+        whole(one, other)
+
+    monkeypatch.setattr(export.os, "replace", stop)
+    got = cli("zoo", "demo8", *SIZES, "--out", "made", "--overwrite")
+    assert got.code == 130
+    assert (home / "made" / "base.safetensors").read_bytes() == before
+    assert [path.name for path in home.glob("made*")] == ["made"]
+
+
 def test_a_failed_write_leaves_the_old_zoo(cli, home, monkeypatch):
     assert cli("zoo", "demo8", *SIZES, "--out", "made").code == 0
     before = (home / "made" / "base.safetensors").read_bytes()
@@ -127,6 +156,7 @@ def test_a_failed_write_leaves_the_old_zoo(cli, home, monkeypatch):
         ("demo8 --out base", "base: holds other things than a zoo"),
         ("demo8 --out base --overwrite", "base: holds other things than a zoo"),
         ("demo8 --out no/where", "no such folder to write into"),
+        ("demo8 --sizes train=99999999999999999", "out of memory; give smaller sizes"),
         ("--out made", "name a zoo to build: demo8"),
     ],
 )

@@ -234,8 +234,10 @@ def test_files_that_are_no_store(path, tmp_path):
     base.execute("CREATE TABLE mine (a)")
     base.commit()
     base.close()
+    before = other.read_bytes()
     with pytest.raises(FormatError, match="an SQLite file of something else"):
         run(SMALL, len, store=other)
+    assert other.read_bytes() == before
     with pytest.raises(OutputError, match="is a folder; name a file"):
         run(SMALL, len, store=tmp_path)
     with pytest.raises(OutputError, match="its folder does not exist"):
@@ -250,6 +252,38 @@ def test_a_store_of_a_later_version_is_refused(path):
     base.close()
     with pytest.raises(FormatError, match="a store of version 99, but this reads 1"):
         run(SMALL, len, store=path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("UPDATE trials SET dna = '{' WHERE number = 1", "trial 1 cannot be read"),
+        ("UPDATE trials SET dna = '3' WHERE number = 1", "trial 1 cannot be read"),
+        ("UPDATE trials SET scores = 'x' WHERE number = 1", "trial 1 cannot be read"),
+        ("UPDATE trials SET scores = '[1]' WHERE number = 1", "trial 1 cannot be read"),
+        ("UPDATE trials SET scores = '{}' WHERE number = 1", "(no 'score')"),
+        ('UPDATE trials SET scores = \'{"score": "x"}\' WHERE number = 1', "its scores are"),
+        ("UPDATE trials SET status = 'odd' WHERE number = 1", "its status is 'odd'"),
+        ("UPDATE trials SET settled = 9 WHERE number = 1", "after 9 settled ones"),
+        ("DELETE FROM trials WHERE number = 1", "(trial 1 is missing)"),
+        ("DELETE FROM study WHERE key = 'digest'", "(no digest)"),
+        ("UPDATE study SET value = '3' WHERE key = 'decisions'", "(no decisions)"),
+        ("UPDATE study SET value = '{' WHERE key = 'digest'", "what it says of its search"),
+        ("DROP TABLE trials", "an SQLite file of something else"),
+    ],
+)
+def test_a_damaged_store_is_refused_and_kept(path, change, said):
+    run(SMALL, lambda p: 1.0, "random", trials=3, store=path)
+    base = sqlite3.connect(path)
+    base.execute(change)
+    base.commit()
+    base.close()
+    before = path.read_bytes()
+    with pytest.raises(FormatError) as caught:
+        run(SMALL, len, "random", trials=5, store=path)
+    assert said in str(caught.value)
+    assert "study.sqlite: " in str(caught.value)
+    assert path.read_bytes() == before
 
 
 def test_one_search_writes_at_a_time(path):

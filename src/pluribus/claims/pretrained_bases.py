@@ -36,7 +36,7 @@ MEAN_SCALES = (0.6, 1.0, 1.6, 2.4)  # of methods that divide by how many experts
 STEPS, LR, BATCH = 30, 1e-2, 16  # of the learned coefficients
 RENORM = 8  # batches of 64 for statistics, each of all the tasks they are for
 BEDS = {"images": "vision8_pretrained", "texts": "text6"}
-SIZES = {"test": 250, "threads": 1}
+SIZES: dict[str, Any] = {"test": 250, "threads": 1}
 BRIEF = 20  # steps of the experts whose statistics follow their tasks, and of those beside them
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -43,6 +44,8 @@ def check_page(path: Path | None) -> None:
         raise OutputError(f"{path}: no such folder to write a page into; create it")
     if path is not None and path.expanduser().is_dir():
         raise OutputError(f"{path}: is a folder; name a file such as report.html")
+    if path is not None and not os.access(path.expanduser().parent, os.W_OK):
+        raise OutputError(f"{path.parent}: may not be written into; choose another folder")
 
 
 def gigabytes(count: float) -> str:

@@ -7,7 +7,7 @@
 m counts the parts that touch the tensor, `members` says which of all they are.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -46,26 +46,33 @@ class LowRankBank(nn.Module):
         return (b.t() @ self.a.flatten(0, 1)).reshape(base.shape)
 
     def add(
-        self, x: Float[Tensor, "b s c"], y: Float[Tensor, "b s R"], route: Route
+        self,
+        x: Float[Tensor, "b s c"],
+        y: Float[Tensor, "b s R"],
+        route: Route,
+        *,
+        transposed: bool = False,
     ) -> Float[Tensor, "b s R"]:
         """Return y + sum_t w_t b_t a_t x, for all rows in two batched products.
 
         Either all parts' factors at once, or each row's own few, gathered; whichever is less work.
+        `transposed`: the tensor is (inputs, outputs), so what is added is x b_t a_t.
         """
-        m, rank, _ = self.a.shape
+        first, second = (self.b, self.a) if transposed else (self.a, self.b)
+        m, rank, _ = first.shape
         rows, places, _ = x.shape
         index, some = route.sparse(rows, self.members)
         own = index.shape[1] * rank
         if own == 0:
             return y
         if own * (places + 8) < m * rank * places:  # a gathered value costs about eight products
-            a, b = self.a[index].flatten(1, 2), self.b[index].flatten(1, 2)
+            a, b = first[index].flatten(1, 2), second[index].flatten(1, 2)
             h = torch.bmm(x, a.transpose(1, 2))
             h = h * some.to(h.dtype).repeat_interleave(rank, 1)[:, None]
             return torch.baddbmm(y, h, b)
         weights = route.of(rows, self.members).to(x.dtype)
-        h = (x @ self.a.flatten(0, 1).t()).unflatten(2, (m, rank)) * weights[:, None, :, None]
-        flat = torch.addmm(y.flatten(0, 1), h.flatten(2).flatten(0, 1), self.b.flatten(0, 1))
+        h = (x @ first.flatten(0, 1).t()).unflatten(2, (m, rank)) * weights[:, None, :, None]
+        flat = torch.addmm(y.flatten(0, 1), h.flatten(2).flatten(0, 1), second.flatten(0, 1))
         return flat.unflatten(0, (rows, places))
 
 
@@ -135,19 +142,27 @@ FORMS: dict[type, type[Bank]] = {
 }
 
 
-def banks(deltas: Mapping[int, Delta]) -> nn.ModuleList:
+class Banks(nn.ModuleList):
+    """The banks of one tensor."""
+
+    def __iter__(self) -> Iterator[Bank]:  # type: ignore[override]
+        """Iterate over the banks."""
+        return super().__iter__()  # type: ignore[return-value]
+
+
+def banks(deltas: Mapping[int, Delta]) -> Banks:
     """Return the banks of one tensor's deltas, given by the number of their part."""
     kinds: dict[tuple, list[int]] = {}
     for number, delta in deltas.items():
         vector = id(delta.vector) if isinstance(delta, Masked) else 0
         kinds.setdefault((type(delta), vector), []).append(number)
-    return nn.ModuleList(
+    return Banks(
         FORMS[kind](members, [deltas[n] for n in members])  # type: ignore[arg-type]
         for (kind, _), members in kinds.items()
     )
 
 
-def mixed(found: nn.ModuleList, weights: Float[Tensor, " t"], base: Tensor) -> Tensor:
+def mixed(found: Banks, weights: Float[Tensor, " t"], base: Tensor) -> Tensor:
     """Return the sum of all banks' mixtures for the weights of all parts."""
     total = torch.zeros_like(base)
     for bank in found:
@@ -155,7 +170,7 @@ def mixed(found: nn.ModuleList, weights: Float[Tensor, " t"], base: Tensor) -> T
     return total
 
 
-def by_row(found: nn.ModuleList, route: Route, rows: int, base: Tensor) -> Shaped[Tensor, "b ..."]:
+def by_row(found: Banks, route: Route, rows: int, base: Tensor) -> Shaped[Tensor, "b ..."]:
     """Return each row's own mixture of a small tensor."""
     total = base.new_zeros(rows, *base.shape)
     for bank in found:

@@ -65,3 +65,18 @@ def joined(outputs: Sequence[Any], places: Sequence[Tensor], rows: int) -> Any:
         f"outputs of type {type(first).__name__} cannot be put together; give rows of one mixture "
         "at a time"
     )
+
+
+def close(found: Any, expected: Any) -> bool:
+    """Whether two outputs have the same shapes and nearly the same values."""
+    if isinstance(expected, Tensor):
+        if not isinstance(found, Tensor) or found.shape != expected.shape:
+            return False
+        found, expected = found.float(), expected.float()
+        size = float(expected.abs().max()) if expected.numel() else 0.0
+        return torch.allclose(found, expected, rtol=1e-3, atol=1e-4 * max(size, 1e-6))
+    if isinstance(expected, Mapping):
+        return all(key in found and close(found[key], expected[key]) for key in expected)
+    if isinstance(expected, tuple | list):
+        return len(found) == len(expected) and all(map(close, found, expected))
+    return found == expected

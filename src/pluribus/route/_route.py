@@ -4,13 +4,16 @@ Rows of a layer's input may outnumber the batch: beams of one prompt, or tokens 
 flattened. Both lie batch-major, so each row of weights is repeated.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from pluribus.core.errors import MismatchError, NonFiniteError
 from pluribus.core.shapes import Float, Int
+
+T = TypeVar("T")
 
 
 class Sparse(NamedTuple):
@@ -36,7 +39,7 @@ class Route:
             raise NonFiniteError(f"the route of row {row} is not finite: {weights[row].tolist()}")
         self.weights = weights
         self.rows = len(weights)
-        self._known: dict[tuple, object] = {}
+        self._known: dict[tuple, Any] = {}
 
     def of(self, rows: int, members: tuple[int, ...]) -> Float[Tensor, "b t"]:
         """Return the weights of some parts for a layer with so many rows."""
@@ -83,7 +86,7 @@ class Route:
             )
         return rows // self.rows
 
-    def _once(self, key: tuple, made):
+    def _once(self, key: tuple, made: Callable[[], T]) -> T:
         if key not in self._known:
             self._known[key] = made()
         return self._known[key]

@@ -16,9 +16,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pluribus.core.errors import MismatchError
-from pluribus.route._banks import DenseBank, LowRankBank, MaskedBank, ScaledBank, banks, by_row
+from pluribus.route._banks import (
+    Banks,
+    DenseBank,
+    LowRankBank,
+    MaskedBank,
+    ScaledBank,
+    banks,
+    by_row,
+)
 from pluribus.route._route import Current, Route
-from pluribus.route.parts import Bottleneck, Delta, activated
+from pluribus.route.parts import Activation, Bottleneck, Delta, activated
 
 CONVOLUTIONS: dict[type, Callable[..., Tensor]] = {
     nn.Conv1d: F.conv1d,
@@ -79,9 +87,9 @@ class Site(nn.Module):
         """The base's module."""
         return self._module[0]
 
-    def of(self, name: str) -> nn.ModuleList:
+    def of(self, name: str) -> Banks:
         """Return the banks of one of the module's tensors."""
-        return self.banks[name] if name in self.banks else nn.ModuleList()  # type: ignore[return-value]
+        return self.banks[name] if name in self.banks else Banks()  # type: ignore[return-value]
 
     def attach(self, current: Current) -> Any:
         """Mix whenever the module runs and a route is set; return the hook's handle."""
@@ -111,9 +119,9 @@ class Site(nn.Module):
         route: Route,
         apply: Callable[[Tensor, Tensor], Tensor],
     ) -> Tensor:
-        """Add dense and masked deltas of the weight; `apply(x, delta)` is the layer without bias.
+        """Add dense and masked deltas of the weight; `apply` is the layer without bias.
 
-        One run for each kind of mixture, of all banks together, or for each part if parts are fewer.
+        One run for each kind of mixture, or for each part if parts are fewer.
         """
         for bank in self.of("weight"):
             if not isinstance(bank, DenseBank | MaskedBank):
@@ -150,10 +158,13 @@ class LinearSite(Site):
         for bank in self.of("weight"):
             if isinstance(bank, LowRankBank):
                 flat_x, flat_y = x.reshape(rows, -1, x.shape[-1]), y.reshape(rows, -1, y.shape[-1])
-                y = bank.add(flat_x, flat_y, route).view(y.shape)
+                y = bank.add(flat_x, flat_y, route, transposed=transposed).view(y.shape)
             elif isinstance(bank, ScaledBank):
                 bias = self.module.bias
                 gains = route.of(rows, bank.members).to(y.dtype) @ bank.gains
+                if transposed:  # rows of the weight are inputs
+                    y = y + (_spread(gains, x) * x) @ self.module.weight
+                    continue
                 y = y + _spread(gains, y) * (plain if bias is None else plain - bias)
 
         def apply(some: Tensor, delta: Tensor) -> Tensor:
@@ -281,7 +292,8 @@ class BatchNormSite(Site):
         mean, variance, gain, bias = (
             own(n) for n in ("running_mean", "running_var", "weight", "bias")
         )
-        assert mean is not None and variance is not None
+        assert mean is not None
+        assert variance is not None
         out = (x - mean) * torch.rsqrt(variance.clamp(min=0) + norm.eps)
         out = out if gain is None else out * gain
         return out if bias is None else out + bias
@@ -293,7 +305,7 @@ class AdapterSite(Site):
     def __init__(self, path: str, module: nn.Module, found: Mapping[int, Bottleneck]) -> None:
         super().__init__(path, module, {})
         self.members = tuple(found)
-        self.activations = tuple(one.activation for one in found.values())
+        self.activations: tuple[Activation, ...] = tuple(one.activation for one in found.values())
         for field in ("down", "down_bias", "up", "up_bias"):
             for number, one in found.items():
                 self.register_parameter(
@@ -334,8 +346,11 @@ class AdapterSite(Site):
 
     def at(self, number: int) -> Bottleneck:
         """Return one part's adapter."""
-        fields = [self._of(f, number) for f in ("down", "down_bias", "up", "up_bias")]
-        return Bottleneck(*fields, self.activations[self.members.index(number)])
+        down, down_bias, up, up_bias = (
+            self._of(f, number) for f in ("down", "down_bias", "up", "up_bias")
+        )
+        kind = self.activations[self.members.index(number)]
+        return Bottleneck(down, down_bias, up, up_bias, kind)
 
 
 def _spread(rows: Tensor, y: Tensor) -> Tensor:

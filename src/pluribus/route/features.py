@@ -10,7 +10,6 @@ or any function of (model, *inputs) to (b, d). Text in a saved composite names o
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from pluribus.core.errors import InputError, MismatchError, nearest

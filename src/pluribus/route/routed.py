@@ -4,8 +4,10 @@
 
 The weights of no row are ever built: every layer adds its parts' deltas to its own output, grouped
 by who needs what (`_sites`), which equals running each row through its own merge, up to rounding.
-Tensors that no layer can mix (class tokens, packed attention projections) are an exception: rows
-with different mixtures of those run one after another, and `report()` names them.
+Tensors that no layer can mix (class tokens, packed attention projections, a table that is read
+without a call) are an exception. Where a tensor for each row in their place gives what running the
+rows apart gives, on the first batch that differs in them, that is done from then on; otherwise rows
+with different mixtures of them run one after another, and `report()` names them.
 
 Routing takes a first pass of the base alone for its features, unless weights are given. What is
 shared stays shared: the base's tensors are neither copied nor changed, and one base may serve
@@ -16,7 +18,7 @@ input's weights instead.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -24,8 +26,8 @@ from torch import Tensor, nn
 
 from pluribus.core.errors import InputError, MismatchError, listing, nearest
 from pluribus.core.shapes import Float
-from pluribus.route._banks import banks, mixed
-from pluribus.route._batch import joined, rows_of, taken
+from pluribus.route._banks import Banks, banks, by_row, mixed
+from pluribus.route._batch import close, joined, rows_of, taken
 from pluribus.route._route import Current, Route
 from pluribus.route._sites import AdapterSite, Site, mixer
 from pluribus.route.features import Features, features_of
@@ -85,7 +87,8 @@ class Routed(nn.Module):
                 if isinstance(delta, Bottleneck):
                     if name not in modules:
                         raise MismatchError(
-                            f"part {label}: the base has no module {name!r}.{nearest(name, modules)}"
+                            f"part {label}: the base has no module {name!r}."
+                            f"{nearest(name, modules)}"
                         )
                     adapters.setdefault(name, {})[number] = delta
                     continue
@@ -115,6 +118,8 @@ class Routed(nn.Module):
         ]
         sites += [AdapterSite(path, modules[path], found) for path, found in adapters.items()]
         self._odd_names = tuple(odd)
+        self._looked = False  # whether all sites have been seen to run
+        self._spreads: bool | None = None  # whether odd tensors take a row each; None: not tried
         return nn.ModuleList(sites), nn.ModuleDict(
             {str(i): banks(found) for i, found in enumerate(odd.values())}
         )
@@ -206,13 +211,18 @@ class Routed(nn.Module):
         the rows differ in them.
         """
         route = Route(weights)
-        groups = route.groups(route.rows, self._odd_members)
-        if self._odd_names and len(groups) > 1:
+        groups = route.groups(route.rows, self._odd_members) if self._odd_names else []
+        if len(groups) > 1 and not self._spreads:
             raise InputError(
                 f"rows with different mixtures of {listing(self._odd_names)} cannot run in one "
                 "batch; call the composite itself, or run them apart"
             )
-        with self._routed(route), self._moved(groups[0][1] if groups else None):
+        moved = (
+            self._spread(route)
+            if len(groups) > 1
+            else self._moved(groups[0][1] if groups else None)
+        )
+        with self._routed(route), moved:
             yield self.base
 
     @property
@@ -220,21 +230,38 @@ class Routed(nn.Module):
         found = {m for bank in self.odd.values() for one in bank for m in one.members}  # type: ignore[union-attr]
         return tuple(sorted(found))
 
-    @contextmanager
-    def _moved(self, weights: Tensor | None) -> Iterator[None]:
-        """Put the mixture of the odd tensors into the base, and take it out again."""
+    def _moved(self, weights: Tensor | None) -> AbstractContextManager[None]:
+        """Put one mixture of the odd tensors into the base, and take it out again."""
         if not self._odd_names or weights is None:
-            yield
-            return
+            return nullcontext()
         whole = weights.new_zeros(len(self.names))
         whole[list(self._odd_members)] = weights
+
+        def made(found: Banks, own: Tensor) -> Tensor:
+            return own + mixed(found, whole, own)
+
+        return self._replaced(made)
+
+    def _spread(self, route: Route) -> AbstractContextManager[None]:
+        """Put a tensor for each row into the places of the odd ones, and take them out again."""
+
+        def made(found: Banks, own: Tensor) -> Tensor:
+            rows = by_row(found, route, route.rows, own) + own
+            return rows[:, 0] if own.ndim > 1 and len(own) == 1 else rows
+
+        return self._replaced(made)
+
+    @contextmanager
+    def _replaced(self, made: Callable[[Banks, Tensor], Tensor]) -> Iterator[None]:
         before = []
         try:
             for name, found in zip(self._odd_names, self.odd.values(), strict=True):
-                for table, attribute in _places(self.base, name):
-                    own = table[attribute]
+                places = _places(self.base, name)
+                own = places[0][0][places[0][1]]
+                instead = made(found, own.detach())  # type: ignore[arg-type]
+                for table, attribute in places:
                     before.append((table, attribute, own))
-                    table[attribute] = own.detach() + mixed(found, whole, own.detach())  # type: ignore[arg-type]
+                    table[attribute] = instead
             yield
         finally:
             for table, attribute, own in reversed(before):
@@ -257,18 +284,61 @@ class Routed(nn.Module):
         rows = rows_of(args, kwargs)
         head = None if task is None else self._head(task)
         table = self.route(*args, **kwargs) if weights is None else self.weights(weights, rows)
-        route = Route(table)
-        groups = route.groups(rows, self._odd_members) if self._odd_names else [(None, table[:0])]
-        outputs = []
-        for places, mixture in groups:
-            some, named = (args, kwargs) if places is None else taken(args, kwargs, places, rows)
-            own = route if places is None else Route(table[places])
-            with self._routed(own), self._moved(mixture if self._odd_names else None):
-                outputs.append(self.base(*some, **named))
-        out = outputs[0] if len(outputs) == 1 else joined(outputs, [g[0] for g in groups], rows)  # type: ignore[misc]
+        out = self._run(args, kwargs, table, rows)
+        if not self._looked:
+            self._looked = True
+            if silent := [site for site in self.sites if not site.seen]:
+                self._demote(silent)  # type: ignore[arg-type]
+                out = self._run(args, kwargs, table, rows)
         if head is None:
             return out
         return nn.functional.linear(out, *(head[n].to(out) for n in ("weight", "bias")))
+
+    def _run(self, args: tuple, kwargs: dict[str, Any], table: Tensor, rows: int) -> Any:
+        """Run the base with each row's parts, by whichever way the odd tensors allow."""
+        route = Route(table)
+        groups = route.groups(rows, self._odd_members) if self._odd_names else []
+        if len(groups) < 2:
+            with self._routed(route), self._moved(groups[0][1] if groups else None):
+                return self.base(*args, **kwargs)
+        if self._spreads:
+            with self._routed(route), self._spread(route):
+                return self.base(*args, **kwargs)
+        outputs = []
+        for places, mixture in groups:
+            assert places is not None
+            some, named = taken(args, kwargs, places, rows)
+            with self._routed(Route(table[places])), self._moved(mixture):
+                outputs.append(self.base(*some, **named))
+        out = joined(outputs, [places for places, _ in groups], rows)  # type: ignore[misc]
+        if self._spreads is None:
+            self._spreads = self._agrees(out, args, kwargs, route)
+        return out
+
+    def _agrees(self, expected: Any, args: tuple, kwargs: dict[str, Any], route: Route) -> bool:
+        """Whether a tensor for each row in the odd ones' places gives the same outputs."""
+        try:
+            with torch.no_grad(), self._routed(route), self._spread(route):
+                found = self.base(*args, **kwargs)
+        except (RuntimeError, IndexError, ValueError):  # shapes that do not broadcast
+            return False
+        return close(found, expected)
+
+    def _demote(self, silent: Sequence[Site]) -> None:
+        """Mix tensors of modules that the base reads without calling them as odd ones."""
+        kept = [site for site in self.sites if site not in silent]
+        names = list(self._odd_names)
+        for site in silent:
+            if isinstance(site, AdapterSite):
+                raise MismatchError(
+                    f"the base does not run {site.path} on these inputs, so the adapters behind it "
+                    "do nothing; name a module that runs"
+                )
+            for tensor, found in site.banks.items():  # type: ignore[union-attr]
+                self.odd[str(len(names))] = found
+                names.append(f"{site.path}.{tensor}" if site.path else tensor)
+        self.sites, self._odd_names = nn.ModuleList(kept), tuple(names)
+        self._spreads = None
 
     def _head(self, task: str) -> Mapping[str, Tensor]:
         if task not in self.heads:
@@ -355,12 +425,25 @@ class Routed(nn.Module):
             "heads_bytes": sum(
                 t.numel() * t.element_size() for h in self.heads.values() for t in h.values()
             ),
-            "run_apart": list(self._odd_names),
+            "run_apart": [] if self._spreads else list(self._odd_names),
             "forms": {
                 name: {tensor: type(delta).__name__ for tensor, delta in self.part(name).items()}
                 for name in self.names
             },
         }
+
+    def save(self, folder: str, *, base: bool = True, overwrite: bool = False) -> None:
+        """Write the composite to a folder: see `pluribus.route.store.save`."""
+        from pluribus.route.store import save
+
+        save(self, folder, base=base, overwrite=overwrite)
+
+    @classmethod
+    def load(cls, folder: str, module: nn.Module | None = None, *, device: str = "cpu") -> "Routed":
+        """Read a composite from a folder: see `pluribus.route.store.load`."""
+        from pluribus.route.store import load
+
+        return load(folder, module, device=device)
 
     def _stored(self) -> Iterator[Tensor]:
         for module in (self.sites, self.odd):

@@ -31,7 +31,10 @@ Kind = Literal["mlp", "linear", "centroids"]
 class Router(Protocol):
     """Anything that gives weights, one column for each of `names`."""
 
-    names: Sequence[str]
+    @property
+    def names(self) -> Sequence[str]:
+        """The parts, in the order of the columns."""
+        ...
 
     def __call__(self, features: Float[Tensor, "b d"], /) -> Float[Tensor, "b t"]:
         """Return the weights of the parts for each row."""

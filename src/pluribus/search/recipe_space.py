@@ -175,6 +175,8 @@ def check_out(made: RecipeSpace, path: Path, overwrite: bool = False) -> None:
     """Raise OutputError if `save_best` could not write there, or would replace something."""
     if path.is_dir() or not path.parent.is_dir():
         raise OutputError(f"{path}: name a file in a folder that exists, such as best.yml")
+    if not os.access(path.parent, os.W_OK):
+        raise OutputError(f"{path.parent}: may not be written into; choose another folder")
     if path.exists() and not overwrite:
         raise OutputError(f"{path}: exists; give --overwrite, or another name")
     models = _models(path)

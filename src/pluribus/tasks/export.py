@@ -33,6 +33,8 @@ def check(out: Path, overwrite: bool) -> Path:
     out = out.expanduser().absolute()
     if not out.parent.is_dir():
         raise OutputError(f"{out}: no such folder to write into, {out.parent}; create it")
+    if not os.access(out.parent, os.W_OK):
+        raise OutputError(f"{out.parent}: may not be written into; choose another folder")
     for place in (out, _beside(out, "partial"), _beside(out, "replaced")):
         if place.exists() and not place.is_dir():
             raise OutputError(f"{place}: is a file; name a folder for the zoo")

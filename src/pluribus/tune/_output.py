@@ -1,5 +1,6 @@
 """Where a tuning run's folder goes: what is wrong with it is said before the work, not after it."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -16,6 +17,8 @@ def check(out: Path, overwrite: bool = False) -> Path:
     """
     out = target_of(out)
     check_parent(out)
+    if not os.access(out.parent, os.W_OK):
+        raise OutputError(f"{out.parent}: may not be written into; choose another folder")
     if out.exists() and not out.is_dir():
         raise OutputError(f"{out}: is a file; name a folder for the model")
     if out.name.endswith(".safetensors"):

@@ -179,10 +179,8 @@ def _weighted(what: Any) -> Any:
         method = method_of(what)
     except TypeError as error:  # parameters without a default
         raise InputError(f"{what}: {error}; give it, as in 'ties(density=0.2)'") from None
-    if not hasattr(method, FACTS):
-        raise _no_weight(str(what))
     parts = getattr(method, "parts", None)
-    if parts is not None and len(parts) == 1 and hasattr(parts[0], "weight"):
+    if parts is not None and len(parts) == 1 and hasattr(parts[0], FACTS):
         method = parts[0]  # "ties(density=0.2)" is read as a chain of one
     known = facts(method)
     if known.name not in MERGERS or not _has_weight(method):
