@@ -150,8 +150,10 @@ def _matrix(source: Source) -> Tensor:
 
 def _load(module: nn.Module, weights: Weights) -> None:
     """Load the tensors into the module. Raises MismatchError if it is of another shape."""
-    own = module.state_dict()
-    lacking = [name for name in own if name not in weights]
+    own = module.state_dict(keep_vars=True)
+    known = {id(own[name]) for name in own if name in weights.spec}
+    aliases = [n for n in own if n not in weights.spec and id(own[n]) in known]  # tied tensors
+    lacking = [n for n in own if n not in weights.spec and n not in aliases]
     extra = [name for name in weights.spec if name not in own]
     if lacking or extra:
         what = f"lacks {listing(extra)}" if extra else f"has {listing(lacking)}, which they lack"
@@ -163,4 +165,4 @@ def _load(module: nn.Module, weights: Weights) -> None:
                 f"{name} is {list(shape)} in the models, but {list(tensor.shape)} in "
                 f"{type(module).__name__}"
             )
-    module.load_state_dict({name: weights[name].clone() for name in own}, assign=False)
+    module.load_state_dict({n: weights[n] for n in own if n not in aliases}, strict=False)

@@ -245,8 +245,8 @@ def _pretrained(folder: Path, kind: str) -> nn.Module:
 
 
 def _fill(module: nn.Module, weights: Mapping[str, Tensor], folder: Path) -> None:
-    own = {name: tuple(t.shape) for name, t in module.state_dict().items()}
-    theirs = {name: tuple(t.shape) for name, t in weights.items()}
+    own = {name: list(t.shape) for name, t in module.state_dict().items()}
+    theirs = {name: list(t.shape) for name, t in weights.items()}
     if own != theirs:
         odd = next(n for n in {**theirs, **own} if own.get(n) != theirs.get(n))
         raise MismatchError(

@@ -230,8 +230,8 @@ class CausalLM:
         room = self._room() - most
         if room < 1:
             raise InputError(
-                f"{self.label} takes {self._room()} tokens (max_position_embeddings), which leaves "
-                f"no room for a question and the {most} tokens of an answer; leave such tasks out"
+                f"{self.label} has no room for {most} tokens of an answer beside its question: it "
+                f"takes {self._room()} (max_position_embeddings); leave such tasks out"
             )
         encoded = self.tokenizer(list(questions))["input_ids"]
         cut = sum(len(tokens) > room for tokens in encoded)
