@@ -420,3 +420,22 @@ def test_report_counts_bytes():
         "2.weight": "LowRank",
         "2.bias": "Dense",
     }
+
+
+@pytest.mark.parametrize("form", ["low_rank", "dense", "masked", "scaled"])
+def test_switching_writes_a_part_and_takes_it_back(form):
+    base, parts = made(MODELS["vision"][0], form)
+    routed, x = Routed(base, parts), images(3)
+    before = {name: t.clone() for name, t in base.state_dict().items()}
+    expected = {name: routed(x, weights=name) for name in routed.names}
+    for name in ("p1", "p0", "p1"):
+        assert routed.switch(name)
+        torch.testing.assert_close(routed(x), expected[name], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(routed(x, weights=name), routed(x))
+    with pytest.raises(InputError, match="switched to p1; call switch"):
+        routed(x, weights="p0")
+    with pytest.raises(InputError, match="switched to p1; call switch"):
+        routed.materialise("p0")
+    routed.switch(None)
+    assert all(torch.equal(t, before[n]) for n, t in base.state_dict().items())
+    assert torch.equal(routed(x, weights="p2"), expected["p2"])

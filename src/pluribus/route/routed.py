@@ -31,7 +31,7 @@ from pluribus.route._batch import close, joined, rows_of, taken
 from pluribus.route._route import Current, Route
 from pluribus.route._sites import AdapterSite, Site, mixer
 from pluribus.route.features import Features, features_of
-from pluribus.route.parts import Bottleneck, Delta, Part
+from pluribus.route.parts import Bottleneck, Delta, LowRank, Part
 from pluribus.route.router import Router
 
 Weights = Mapping[str, Float[Tensor, " b"] | float] | Float[Tensor, "b t"] | Sequence[str] | str
@@ -69,6 +69,9 @@ class Routed(nn.Module):
         self.top_k = top_k
         self.heads = {task: dict(head) for task, head in (heads or {}).items()}
         self._current = Current()
+        self.switched: str | None = None  # the part that stands in the base's own tensors
+        self._written: tuple[str, ...] = ()
+        self._origins: dict[str, Tensor] = {}
         self.sites, self.odd = self._built(parts)
         self._handles = [site.attach(self._current) for site in self.sites]  # type: ignore[operator]
         self.router: Router | None = None
@@ -283,6 +286,9 @@ class Routed(nn.Module):
         """
         rows = rows_of(args, kwargs)
         head = None if task is None else self._head(task)
+        if self.switched is not None:
+            self._only(weights, rows)
+            return _headed(self.base(*args, **kwargs), head)
         table = self.route(*args, **kwargs) if weights is None else self.weights(weights, rows)
         out = self._run(args, kwargs, table, rows)
         if not self._looked:
@@ -290,9 +296,17 @@ class Routed(nn.Module):
             if silent := [site for site in self.sites if not site.seen]:
                 self._demote(silent)  # type: ignore[arg-type]
                 out = self._run(args, kwargs, table, rows)
-        if head is None:
-            return out
-        return nn.functional.linear(out, *(head[n].to(out) for n in ("weight", "bias")))
+        return _headed(out, head)
+
+    def _only(self, weights: Weights | None, rows: int) -> None:
+        """Refuse other parts than the one that was switched to."""
+        if weights is None:
+            return
+        table = self.weights(weights, rows)
+        if not torch.equal(table, self.weights(str(self.switched), rows)):
+            raise InputError(
+                f"the base is switched to {self.switched}; call switch(None) to mix parts again"
+            )
 
     def _run(self, args: tuple, kwargs: dict[str, Any], table: Tensor, rows: int) -> Any:
         """Run the base with each row's parts, by whichever way the odd tensors allow."""
@@ -362,6 +376,9 @@ class Routed(nn.Module):
         if ids is None:
             raise InputError("give the prompt's input_ids")
         rows = len(ids)
+        if self.switched is not None:
+            self._only(weights, rows)
+            return run(*args, **kwargs)
         if weights is None:
             mask = prompt.get("attention_mask")
             table = self.route(ids, **({} if mask is None else {"attention_mask": mask}))
@@ -369,6 +386,37 @@ class Routed(nn.Module):
             table = self.weights(weights, rows)
         with self.mixing(table):
             return run(*args, **kwargs)
+
+    def switch(self, name: str | None) -> list[str]:
+        """Write one part into the base's own tensors, so that every row takes it; None undoes it.
+
+        For long runs of one part: the base then costs what it costs alone. Keeps a copy of the
+        tensors that parts move, and puts them back bit for bit. Returns the tensors that changed.
+        Raises InputError for an unknown part, or a part with adapters.
+        """
+        wanted = {} if name is None else self.part(name)
+        for place, delta in wanted.items():
+            if isinstance(delta, Bottleneck):
+                raise InputError(f"part {name} has an adapter behind {place}; it cannot be written")
+        state = self.base.state_dict()
+        before = self._written
+        with torch.no_grad():
+            for place, delta in wanted.items():
+                origin = self._origins.get(place)
+                if origin is None:
+                    origin = self._origins[place] = state[place].clone()
+                if isinstance(delta, LowRank) and origin.dtype == delta.a.dtype:
+                    flat = origin.view(len(origin), -1)
+                    torch.addmm(flat, delta.b, delta.a, out=state[place].view(flat.shape))
+                else:
+                    state[place].copy_(origin + delta.delta(origin))
+            for place in before:
+                if place not in wanted:
+                    state[place].copy_(self._origins[place])
+        self._written, self.switched = tuple(wanted), name
+        if name is None:
+            self._origins.clear()
+        return sorted({*before, *wanted})
 
     # -- looking in ------------------------------------------------------------------------------
 
@@ -398,6 +446,8 @@ class Routed(nn.Module):
         Raises InputError for an unknown part, or a part with adapters: those are no deltas of
         tensors.
         """
+        if self.switched is not None:
+            raise InputError(f"the base is switched to {self.switched}; call switch(None) first")
         shares = {weights: 1.0} if isinstance(weights, str) else weights
         state = {name: t.detach().clone() for name, t in self.base.state_dict().items()}
         origin = self.base.state_dict()
@@ -465,6 +515,12 @@ class Routed(nn.Module):
             if name in ("base", "_modules", "_parameters", "_buffers") or name.startswith("__"):
                 raise
             return getattr(super().__getattr__("base"), name)
+
+
+def _headed(out: Any, head: Mapping[str, Tensor] | None) -> Any:
+    if head is None:
+        return out
+    return nn.functional.linear(out, *(head[n].to(out) for n in ("weight", "bias")))
 
 
 def _shared(state: Mapping[str, Tensor]) -> set[str]:

@@ -58,6 +58,8 @@ def save(
     Only a composite is ever replaced. A router that is not a `Gate`, or features that have no name,
     cannot be kept: InputError.
     """
+    if routed.switched is not None:
+        raise InputError(f"the base is switched to {routed.switched}; call switch(None) first")
     router = routed.router
     if router is not None and not isinstance(router, Gate):
         raise InputError(
