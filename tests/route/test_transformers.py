@@ -59,6 +59,16 @@ def test_logits_are_pefts(adapters, routed):
             torch.testing.assert_close(found[row], expected, rtol=1e-4, atol=1e-4)
 
 
+def test_a_cache_goes_on_in_the_batchs_order(routed):
+    names = ["code", "maths", "chat", "code"]
+    with torch.no_grad():
+        whole = routed(ids(), weights=names).logits
+        first = routed(ids()[:, :6], weights=names, use_cache=True)
+        cache = {"past_key_values": first["cache" if "cache" in first else "past_key_values"]}
+        rest = routed(ids()[:, 6:], weights=names, **cache).logits
+    torch.testing.assert_close(rest, whole[:, 6:], rtol=1e-4, atol=1e-4)
+
+
 def test_a_mixture_is_the_merge(routed):
     shares = {"maths": 0.7, "chat": -0.2}
     merged = model()

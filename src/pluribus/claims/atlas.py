@@ -48,27 +48,24 @@ CLAIM = Claim(
     ),
     model="small vision transformer; base trained jointly for a moment, six fine-tunes of it",
     metric="top-1 accuracy on held-out test images, percent",
-    checks=(  # none is asserted until three seeds have been seen
+    checks=(  # asserted is what was seen to hold on three seeds
         Check(
             text=f"addition, {LABELLED} labels a task: by block over one a task vector",
             left="block",
             right="vector",
             margin=2.0,
-            asserted=False,
         ),
         Check(
             text="addition: by block over the best single scale of a grid",
             left="block",
             right="best_scale",
             margin=2.0,
-            asserted=False,
         ),
         Check(
             text=f"few-shot ({SHOTS} a class, own expert left out): over the base",
             left="few_shot_atlas",
             right="few_shot_base",
             margin=3.0,
-            asserted=False,
         ),
         Check(
             text="few-shot: over fine-tuning all weights on the same shots",
@@ -82,7 +79,6 @@ CLAIM = Claim(
             margin=1000.0,
             at_most=True,
             each=True,
-            asserted=False,
         ),
         Check(
             text="half of the blocks, by gradient: over all of them",

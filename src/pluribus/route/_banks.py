@@ -17,6 +17,9 @@ from pluribus.route._route import Route
 from pluribus.route.parts import Delta, Dense, LowRank, Masked, Scaled, unpacked
 
 
+LAUNCH = 1e6  # operations that a processor gets done while two small products are started
+
+
 def _kept(tensor: Tensor) -> nn.Parameter:
     return nn.Parameter(tensor, requires_grad=False)
 
@@ -55,7 +58,8 @@ class LowRankBank(nn.Module):
     ) -> Float[Tensor, "b s R"]:
         """Return y + sum_t w_t b_t a_t x, for all rows in two batched products.
 
-        Either all parts' factors at once, or each row's own few, gathered; whichever is less work.
+        Part by part, each on its own rows, or all parts' factors at once; whichever is less work.
+        Where a gradient is wanted, each row's own factors are gathered instead. May write into y.
         `transposed`: the tensor is (inputs, outputs), so what is added is x b_t a_t.
         """
         first, second = (self.b, self.a) if transposed else (self.a, self.b)
@@ -65,11 +69,43 @@ class LowRankBank(nn.Module):
         own = index.shape[1] * rank
         if own == 0:
             return y
+        moved = torch.is_grad_enabled() and (
+            x.requires_grad or y.requires_grad or some.requires_grad or first.requires_grad
+        )
+        if not moved:
+            return self._by_segment(x, y, route, first, second)
         if own * (places + 8) < m * rank * places:  # a gathered value costs about eight products
             a, b = first[index].flatten(1, 2), second[index].flatten(1, 2)
             h = torch.bmm(x, a.transpose(1, 2))
             h = h * some.to(h.dtype).repeat_interleave(rank, 1)[:, None]
             return torch.baddbmm(y, h, b)
+        return self._at_once(x, y, route, first, second)
+
+    def _by_segment(
+        self, x: Tensor, y: Tensor, route: Route, first: Tensor, second: Tensor
+    ) -> Tensor:
+        """Add to y in place, part by part, each to its own rows; or at once where that is less."""
+        m, rank, inputs = first.shape
+        rows, places, outputs = y.shape
+        segments = route.segments(rows, self.members)
+        each = 2 * places * rank * (inputs + outputs)
+        if sum(s.count * each + LAUNCH for s in segments) > rows * m * each + LAUNCH:
+            return self._at_once(x, y, route, first, second)
+        y = y.contiguous()
+        for member, where, weights, count in segments:
+            h = x[where].reshape(count * places, inputs) @ first[member].t()
+            if weights is not None:
+                h = (h.view(count, places, rank) * weights.to(h.dtype)).view(-1, rank)
+            if isinstance(where, slice):
+                y[where].view(count * places, outputs).addmm_(h, second[member])
+            else:
+                y.index_add_(0, where, (h @ second[member]).view(count, places, outputs))
+        return y
+
+    def _at_once(self, x: Tensor, y: Tensor, route: Route, first: Tensor, second: Tensor) -> Tensor:
+        """Run all parts on all rows."""
+        m, rank, _ = first.shape
+        rows, places, _ = y.shape
         weights = route.of(rows, self.members).to(x.dtype)
         h = (x @ first.flatten(0, 1).t()).unflatten(2, (m, rank)) * weights[:, None, :, None]
         flat = torch.addmm(y.flatten(0, 1), h.flatten(2).flatten(0, 1), second.flatten(0, 1))

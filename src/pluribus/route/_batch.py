@@ -43,6 +43,12 @@ def _some(value: Any, places: Tensor, rows: int) -> Any:
     )
 
 
+def splits(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether all arguments are tensors and plain values, of which rows can be taken."""
+    plain = (Tensor, bool, int, float, str)
+    return all(v is None or isinstance(v, plain) for v in (*args, *kwargs.values()))
+
+
 def joined(outputs: Sequence[Any], places: Sequence[Tensor], rows: int) -> Any:
     """Return outputs of some rows each as one output of all, in the batch's order."""
     first = outputs[0]
@@ -54,12 +60,15 @@ def joined(outputs: Sequence[Any], places: Sequence[Tensor], rows: int) -> Any:
             out = out.index_copy(0, place, some)
         return out
     if isinstance(first, Mapping):
-        kept = [key for key in first if not _is_cache(first[key])]
+        kept = [key for key in first if not _is_cache(first[key]) or len(outputs) == 1]
         made = {key: joined([o[key] for o in outputs], places, rows) for key in kept}
         return made if type(first) is dict else type(first)(**made)
     if isinstance(first, tuple | list):
         found = [joined(list(group), places, rows) for group in zip(*outputs, strict=True)]
         return type(first)(found)
+    if _is_cache(first) and len(outputs) == 1:
+        first.batch_select_indices(places[0].argsort())
+        return first
     if first is None or _is_cache(first):
         return None  # attention caches of rows that ran apart are not one cache
     raise InputError(

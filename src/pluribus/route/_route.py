@@ -23,6 +23,15 @@ class Sparse(NamedTuple):
     weight: Float[Tensor, "b k"]
 
 
+class Segment(NamedTuple):
+    """The rows that use one part."""
+
+    member: int
+    rows: Tensor | slice
+    weights: Tensor | None  # (n, 1, 1); None: all are 1
+    count: int
+
+
 class Route:
     """Weights of the parts for each row of a batch, with what was worked out from them.
 
@@ -62,6 +71,32 @@ class Route:
             return Sparse(index, found.gather(1, index))
 
         return self._once(("sparse", rows, members), made)
+
+    def segments(self, rows: int, members: tuple[int, ...]) -> list[Segment]:
+        """Return, for each part that any row uses, those rows; a slice where they lie together."""
+
+        def made() -> list[Segment]:
+            table = self.of(rows, members)
+            out = []
+            for number in range(len(members)):
+                column = table[:, number]
+                places = column.nonzero().flatten()
+                if not len(places):
+                    continue
+                first, last = int(places[0]), int(places[-1])
+                together = last - first + 1 == len(places)
+                weights = column[places]
+                out.append(
+                    Segment(
+                        number,
+                        slice(first, last + 1) if together else places,
+                        None if bool((weights == 1).all()) else weights[:, None, None],
+                        len(places),
+                    )
+                )
+            return out
+
+        return self._once(("segments", rows, members), made)
 
     def groups(self, rows: int, members: tuple[int, ...]) -> list[tuple[Tensor | None, Tensor]]:
         """Return which rows share a mixture: (row numbers, or None for all; the mixture (t,))."""

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from pluribus.core.errors import InputError, MismatchError, listing, nearest
 from pluribus.core.shapes import Float
 from pluribus.route._banks import Banks, banks, by_row, mixed
-from pluribus.route._batch import close, joined, rows_of, taken
+from pluribus.route._batch import close, joined, rows_of, splits, taken
 from pluribus.route._route import Current, Route
 from pluribus.route._sites import AdapterSite, Site, mixer
 from pluribus.route.features import Features, features_of
@@ -310,6 +310,10 @@ class Routed(nn.Module):
 
     def _run(self, args: tuple, kwargs: dict[str, Any], table: Tensor, rows: int) -> Any:
         """Run the base with each row's parts, by whichever way the odd tensors allow."""
+        order = self._sorted(args, kwargs, table, rows)
+        if order is not None:
+            some, named = taken(args, kwargs, order, rows)
+            return joined([self._run(some, named, table[order], rows)], [order], rows)
         route = Route(table)
         groups = route.groups(rows, self._odd_members) if self._odd_names else []
         if len(groups) < 2:
@@ -328,6 +332,19 @@ class Routed(nn.Module):
         if self._spreads is None:
             self._spreads = self._agrees(out, args, kwargs, route)
         return out
+
+    def _sorted(
+        self, args: tuple, kwargs: dict[str, Any], table: Tensor, rows: int
+    ) -> Tensor | None:
+        """Return the order that puts rows of one part side by side; None: as they are.
+
+        Layers then read each part's rows without copying them.
+        """
+        if rows < 3 or torch.is_grad_enabled() or not splits(args, kwargs):
+            return None
+        chief = table.argmax(1)
+        order = chief.argsort(stable=True)
+        return None if bool((chief[order] == chief).all()) else order
 
     def _agrees(self, expected: Any, args: tuple, kwargs: dict[str, Any], route: Route) -> bool:
         """Whether a tensor for each row in the odd ones' places gives the same outputs."""
