@@ -52,7 +52,9 @@ def test_modes_momentum_and_weights_stay(network):
     network[2].eval()
     weights = {name: p.clone() for name, p in network.named_parameters()}
     renorm(network, inputs())
-    assert network[1].training and not network[2].training and network[1].momentum == 0.1
+    assert network[1].training
+    assert not network[2].training
+    assert network[1].momentum == 0.1
     assert all(torch.equal(p, weights[name]) for name, p in network.named_parameters())
 
 

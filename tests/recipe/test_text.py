@@ -55,3 +55,8 @@ def test_too_long_and_too_deep():
 
 def test_dump_writes_plain_lists_on_one_line():
     assert dump({"t": [0, 0.5, 1], "m": [{"a": 1}]}) == "t: [0, 0.5, 1]\nm:\n- a: 1\n"
+
+
+def test_characters_that_no_yaml_holds():
+    with pytest.raises(RecipeError, match=r"recipe\.yml: not valid YAML"):
+        documents("merge_method: ties\x00", "recipe.yml")

@@ -64,8 +64,8 @@ def test_a_cache_goes_on_in_the_batchs_order(routed):
     with torch.no_grad():
         whole = routed(ids(), weights=names).logits
         first = routed(ids()[:, :6], weights=names, use_cache=True)
-        cache = {"past_key_values": first["cache" if "cache" in first else "past_key_values"]}
-        rest = routed(ids()[:, 6:], weights=names, **cache).logits
+        key = "cache" if "cache" in first else "past_key_values"  # as this transformers calls it
+        rest = routed(ids()[:, 6:], weights=names, **{key: first[key]}).logits
     torch.testing.assert_close(rest, whole[:, 6:], rtol=1e-4, atol=1e-4)
 
 

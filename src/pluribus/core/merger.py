@@ -14,7 +14,7 @@ from functools import cache
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, cast
 
 import numpy as np
-from annotated_types import Ge, Gt, Interval
+from annotated_types import Ge, Gt, Interval, Lt
 
 from pluribus.core.arrays import Array
 from pluribus.core.errors import InputError, listing, nearest
@@ -24,7 +24,7 @@ Scope = Literal["tensor", "model"]
 
 Fraction = Annotated[float, Interval(gt=0, le=1)]
 Share = Annotated[float, Interval(ge=0, le=1)]
-Positive = Annotated[float, Gt(0)]
+Positive = Annotated[float, Gt(0), Lt(float("inf"))]
 NonNegative = Annotated[float, Ge(0)]
 PositiveInt = Annotated[int, Gt(0)]
 BESIDE = "a path; relative ones are looked for beside the recipe"

@@ -42,9 +42,10 @@ def documents(text: str, where: str = "recipe") -> list[Document]:
     """
     if len(text) > LONGEST:
         raise RecipeError(f"{where}: a recipe may have {LONGEST} characters, not {len(text)}")
-    loader = yaml.SafeLoader(text)
+    loader: yaml.SafeLoader | None = None
     found = []
     try:
+        loader = yaml.SafeLoader(text)  # refuses characters that no YAML holds
         while loader.check_node():
             node = loader.get_node()
             assert node is not None
@@ -64,7 +65,8 @@ def documents(text: str, where: str = "recipe") -> list[Document]:
     except (RecursionError, ValueError) as error:
         raise RecipeError(f"{where}: not a usable YAML document ({error})") from None
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
     return found
 
 

@@ -16,7 +16,6 @@ from pluribus.core.shapes import Float, Shaped
 from pluribus.route._route import Route
 from pluribus.route.parts import Delta, Dense, LowRank, Masked, Scaled, unpacked
 
-
 LAUNCH = 1e6  # operations that a processor gets done while two small products are started
 
 
