@@ -17,13 +17,14 @@ def fit_router(
     inputs: Mapping[str, Iterable[Any] | Tensor],
     val: Mapping[str, Iterable[Any] | Tensor] | None = None,
     *,
-    batch_size: int = 64,
+    rows: int = 64,
     **settings: Any,
 ) -> RouterReport:
     """Train a router on features of inputs, by part, and give it to the composite.
 
     `inputs[name]` is a tensor (n, ...) or an iterable of batches: tensors, or mappings of keywords.
-    `settings` are those of `pluribus.route.router.fit`: kind, epochs, lr, seed and others. Raises
+    A tensor goes through the base `rows` at a time. `settings` are those of
+    `pluribus.route.router.fit`: kind, epochs, lr, batch_size, seed and others. Raises
     InputError for a part that is not there, or none of whose inputs are given.
     """
     for name in [*inputs, *(val or {})]:
@@ -36,16 +37,16 @@ def fit_router(
         raise InputError(
             f"no inputs are given for {', '.join(lacking)}; a router needs some of each"
         )
-    seen = {name: features(routed, found, batch_size) for name, found in inputs.items()}
-    held = None if val is None else {n: features(routed, x, batch_size) for n, x in val.items()}
+    seen = {name: features(routed, found, rows) for name, found in inputs.items()}
+    held = None if val is None else {n: features(routed, x, rows) for n, x in val.items()}
     gate, told = routers.fit(seen, held, **settings)
     routed.set_router(gate.to(next(routed.base.parameters()).device))
     return told
 
 
-def features(routed: Routed, inputs: Iterable[Any] | Tensor, batch_size: int = 64) -> Tensor:
+def features(routed: Routed, inputs: Iterable[Any] | Tensor, rows: int = 64) -> Tensor:
     """Return the router's features of inputs (n, d). Raises InputError if there are none."""
-    batches = inputs.split(batch_size) if isinstance(inputs, Tensor) else inputs
+    batches = inputs.split(rows) if isinstance(inputs, Tensor) else inputs
     found = []
     with torch.no_grad():
         for batch in batches:

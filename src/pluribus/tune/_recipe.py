@@ -26,12 +26,13 @@ from typing import Annotated, Any, Literal, NamedTuple
 from annotated_types import Gt
 from pydantic import Field, PrivateAttr, ValidationError, model_validator
 
-from pluribus.core.errors import InputError, MissingError, RecipeError, nearest
+from pluribus.core.errors import InputError, RecipeError
 from pluribus.core.optional import optional
 from pluribus.core.pool import Pool
 from pluribus.loss import LOSSES, needs
 from pluribus.recipe.schema import Strict
-from pluribus.recipe.text import Document, documents
+from pluribus.recipe.single import fault, single
+from pluribus.recipe.text import Document
 from pluribus.tune import TUNERS
 from pluribus.tune._model import Forward, ModuleForward
 from pluribus.tune._texts import Texts, read
@@ -100,28 +101,9 @@ class Run(NamedTuple):
 
 def load(path: str | Path) -> TuneRecipe:
     """Read a recipe. Raises MissingError or RecipeError saying what is wrong, and in which line."""
-    import yaml
-
     path = Path(path).expanduser()
-    if path.is_dir():
-        raise RecipeError(f"{path}: is a folder; a recipe is a YAML file")
-    try:
-        text = path.read_text("utf-8")
-    except FileNotFoundError:
-        beside = path.parent.iterdir() if path.parent.is_dir() else ()
-        near = nearest(path.name, [entry.name for entry in beside])
-        raise MissingError(f"{path}: no such recipe.{near}") from None
-    except UnicodeDecodeError:
-        raise RecipeError(f"{path}: not a text file in UTF-8") from None
-    try:
-        found = documents(text, str(path))
-    except yaml.YAMLError as error:  # characters that no YAML holds
-        raise RecipeError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
-    if not found:
-        raise RecipeError(f"{path}: there is no recipe in it")
-    if len(found) > 1:
-        raise RecipeError(f"{path}: holds {len(found)} documents; a tuning recipe is one")
-    return of(found[0].value, path, found[0])
+    document = single(path, "a tuning recipe")
+    return of(document.value, path, document)
 
 
 def of(told: Any, path: Path | None = None, document: Document | None = None) -> TuneRecipe:
@@ -137,26 +119,9 @@ def of(told: Any, path: Path | None = None, document: Document | None = None) ->
     try:
         recipe = TuneRecipe.model_validate(told)
     except ValidationError as error:
-        raise RecipeError(_told(error, where, document)) from None
+        raise RecipeError(fault(error, where, document)) from None
     recipe._folder = path.parent if path is not None else None
     return recipe
-
-
-def _told(error: ValidationError, where: str, document: Document | None) -> str:
-    """Return the first fault with its line, its place and what was given."""
-    fault = error.errors()[0]
-    loc, kind, given = fault["loc"], fault["type"], fault.get("input")
-    line = document.line(loc) if document is not None and loc else None
-    spot = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc)
-    said = fault["msg"].removeprefix("Value error, ")
-    if kind == "missing":
-        said = "is missing"
-    elif kind == "too_short":
-        said = "at least one is needed"
-    elif kind not in ("unknown_key", "value_error"):
-        said = f"{said}, not {given!r}"
-    at = where if line is None else f"{where}:{line}"
-    return f"{at}: {spot.lstrip('.') + ': ' if spot else ''}{said}"
 
 
 def prepare(recipe: TuneRecipe, on_step: Any = None) -> Run:
