@@ -94,3 +94,23 @@ def close(found: Any, expected: Any) -> bool:
 
 def _is_cache(value: Any) -> bool:
     return type(value).__name__.endswith("Cache")
+
+
+def remember(out: Any, table: Tensor) -> None:
+    """Note in an output's attention cache how its rows were routed."""
+    if isinstance(out, Mapping):
+        for value in out.values():
+            if _is_cache(value):
+                value.routed_by = table.detach()
+
+
+def begun_as(args: Sequence[Any], kwargs: Mapping[str, Any], rows: int) -> Tensor | None:
+    """Return how the rows of a cache among the arguments were routed; None: there is none.
+
+    Rows that were repeated since, as several answers to one question are, lie side by side.
+    """
+    for value in (*args, *kwargs.values()):
+        table = getattr(value, "routed_by", None) if _is_cache(value) else None
+        if table is not None and len(table) and rows % len(table) == 0:
+            return table.repeat_interleave(rows // len(table), 0)
+    return None

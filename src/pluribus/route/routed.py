@@ -17,6 +17,7 @@ Lu et al., NeurIPS 2024 (Twin-Merging, https://arxiv.org/abs/2406.15479), sectio
 input's weights instead.
 """
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 from pluribus.core.errors import InputError, MismatchError, listing, nearest
 from pluribus.core.shapes import Float
 from pluribus.route._banks import Banks, banks, by_row, mixed
-from pluribus.route._batch import close, joined, rows_of, splits, taken
+from pluribus.route._batch import begun_as, close, joined, remember, rows_of, splits, taken
 from pluribus.route._route import Current, Route
 from pluribus.route._sites import AdapterSite, Site, mixer
 from pluribus.route.features import Features, features_of
@@ -154,7 +155,13 @@ class Routed(nn.Module):
                 "there is no router yet: fit one (pluribus.route.fit_router), or give weights="
             )
         with torch.no_grad():
-            return self._limited(self.router(self.embed(*args, **kwargs))[:, self._order])
+            return self.weigh(self.embed(*args, **kwargs))
+
+    def weigh(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b t"]:
+        """Return what the router gives rows of features, a column for each of `names`."""
+        if self.router is None:
+            raise InputError("there is no router yet: fit one (pluribus.route.fit_router)")
+        return self._limited(self.router(features)[:, self._order])
 
     def _limited(self, weights: Tensor) -> Tensor:
         if self.top_k is None or self.top_k == weights.shape[1]:
@@ -281,21 +288,29 @@ class Routed(nn.Module):
     ) -> Any:
         """Return what the base returns, every row through its own mixture of parts.
 
-        `weights` instead of the router's; `task` puts that task's head on the output, which
-        chooses no part. Raises InputError for a part, task or batch that is not there.
+        `weights` instead of the router's; with an attention cache that an earlier call of this
+        composite filled, rows go on as they were routed there. `task` puts that task's head on the
+        output, which chooses no part. Raises InputError for a part, task or batch that is not
+        there.
         """
         rows = rows_of(args, kwargs)
         head = None if task is None else self._head(task)
         if self.switched is not None:
             self._only(weights, rows)
             return _headed(self.base(*args, **kwargs), head)
-        table = self.route(*args, **kwargs) if weights is None else self.weights(weights, rows)
+        if weights is not None:
+            table = self.weights(weights, rows)
+        elif (begun := begun_as(args, kwargs, rows)) is not None:
+            table = begun
+        else:
+            table = self.route(*args, **kwargs)
         out = self._run(args, kwargs, table, rows)
         if not self._looked:
             self._looked = True
             if silent := [site for site in self.sites if not site.seen]:
                 self._demote(silent)  # type: ignore[arg-type]
                 out = self._run(args, kwargs, table, rows)
+        remember(out, table)
         return _headed(out, head)
 
     def _only(self, weights: Weights | None, rows: int) -> None:
@@ -412,13 +427,15 @@ class Routed(nn.Module):
         Raises InputError for an unknown part, or a part with adapters.
         """
         wanted = {} if name is None else self.part(name)
-        for place, delta in wanted.items():
-            if isinstance(delta, Bottleneck):
-                raise InputError(f"part {name} has an adapter behind {place}; it cannot be written")
         state = self.base.state_dict()
         before = self._written
+        deltas = {
+            place: delta for place, delta in wanted.items() if not isinstance(delta, Bottleneck)
+        }
+        if len(deltas) < len(wanted):
+            raise InputError(f"part {name} has adapters behind modules, which cannot be written")
         with torch.no_grad():
-            for place, delta in wanted.items():
+            for place, delta in deltas.items():
                 origin = self._origins.get(place)
                 if origin is None:
                     origin = self._origins[place] = state[place].clone()
@@ -499,14 +516,20 @@ class Routed(nn.Module):
             },
         }
 
-    def save(self, folder: str, *, base: bool = True, overwrite: bool = False) -> None:
+    def save(self, folder: str | os.PathLike[str], **settings: Any) -> None:
         """Write the composite to a folder: see `pluribus.route.store.save`."""
         from pluribus.route.store import save
 
-        save(self, folder, base=base, overwrite=overwrite)
+        save(self, folder, **settings)
 
     @classmethod
-    def load(cls, folder: str, module: nn.Module | None = None, *, device: str = "cpu") -> "Routed":
+    def load(
+        cls,
+        folder: str | os.PathLike[str],
+        module: nn.Module | None = None,
+        *,
+        device: str = "cpu",
+    ) -> "Routed":
         """Read a composite from a folder: see `pluribus.route.store.load`."""
         from pluribus.route.store import load
 

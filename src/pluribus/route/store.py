@@ -51,9 +51,17 @@ FIELDS = {
 
 
 def save(
-    routed: Routed, folder: str | os.PathLike[str], *, base: bool = True, overwrite: bool = False
+    routed: Routed,
+    folder: str | os.PathLike[str],
+    *,
+    base: bool = True,
+    overwrite: bool = False,
+    tokenizer: Any = None,
+    origin: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a composite. Raises OutputError if the folder exists or cannot be written.
+
+    A tokenizer goes beside a transformers base. `origin` says which zoo a base's module is from.
 
     Only a composite is ever replaced. A router that is not a `Gate`, or features that have no name,
     cannot be kept: InputError.
@@ -81,6 +89,8 @@ def save(
         kind = "reference"
         if base and transformers_model:
             routed.base.save_pretrained(stage / "base")  # type: ignore[operator]
+            if tokenizer is not None:
+                tokenizer.save_pretrained(stage / "base")
             kind = "transformers"
         elif base:
             save_file(_whole(routed.base.state_dict()), stage / "base.safetensors")
@@ -95,6 +105,7 @@ def save(
             "router": router.settings() if isinstance(router, Gate) else None,
             "activations": activations,
             "heads": sorted(routed.heads),
+            "origin": dict(origin or {}),
             "base": {
                 "kind": kind,
                 "class": type(routed.base).__name__,
@@ -116,6 +127,8 @@ def load(
     folder = Path(os.path.expanduser(folder))
     table = manifest(folder)
     told = table["base"]
+    if module is None and table["origin"].get("zoo"):
+        module = zoo_of(table["origin"]).module()
     if module is None:
         if told["kind"] != "transformers":
             raise InputError(
@@ -153,7 +166,16 @@ def manifest(folder: Path) -> dict[str, Any]:
         table = json.loads(where.read_bytes())
         if table["format"] != "pluribus routed" or not table["parts"]:
             raise ValueError("another format")
-        for key in ("top_k", "features", "router", "activations", "heads", "base", "version"):
+        for key in (
+            "top_k",
+            "features",
+            "router",
+            "activations",
+            "heads",
+            "origin",
+            "base",
+            "version",
+        ):
             table[key]
     except (ValueError, KeyError, TypeError) as error:
         raise FormatError(f"{where}: not the manifest of a composite ({error!r})") from None
@@ -162,6 +184,37 @@ def manifest(folder: Path) -> dict[str, Any]:
             f"{where}: version {table['version']!r} of the format; this release reads {VERSION}"
         )
     return table
+
+
+def check(folder: str | os.PathLike[str], overwrite: bool = False) -> Path:
+    """Return where a composite may be written, or raise OutputError: before the work."""
+    out = Path(folder).expanduser()
+    if out.exists():
+        if not (out / MANIFEST).is_file():
+            raise OutputError(f"{out}: exists and is no composite; choose another name")
+        if not overwrite:
+            raise OutputError(
+                f"{out}: exists already; choose another name, or pass --overwrite to replace it"
+            )
+    if not out.absolute().parent.is_dir():
+        raise OutputError(f"{out.parent}: no such folder to write into; create it")
+    return out
+
+
+def zoo_of(origin: Mapping[str, Any]) -> Any:
+    """Return the zoo that a composite was made of."""
+    from pluribus.tasks import zoo as zoos
+
+    return zoos.build(origin["zoo"], origin["seed"], **origin["sizes"])
+
+
+def tokenizer_of(folder: str | os.PathLike[str]) -> Any:
+    """Return the tokenizer that was saved along. Raises MissingError if there is none."""
+    hf = optional("transformers", "hf", "to read texts")
+    try:
+        return hf.AutoTokenizer.from_pretrained(Path(folder) / "base", local_files_only=True)
+    except (OSError, ValueError):
+        raise MissingError(f"{folder}: no tokenizer was saved with this composite") from None
 
 
 def digest(module: nn.Module) -> str:
@@ -261,15 +314,8 @@ def _fill(module: nn.Module, weights: Mapping[str, Tensor], folder: Path) -> Non
 @contextlib.contextmanager
 def _staged(out: Path, overwrite: bool) -> Iterator[Path]:
     """Give a folder beside `out` that takes its name if all goes well."""
-    if out.exists():
-        if not (out / MANIFEST).is_file():
-            raise OutputError(f"{out}: exists and is no composite; choose another name")
-        if not overwrite:
-            raise OutputError(
-                f"{out}: exists already; choose another name, or pass overwrite to replace it"
-            )
+    out = check(out, overwrite)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
         stage = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
     except OSError as error:
         raise OutputError(f"{out}: cannot be written ({error.strerror or error})") from None

@@ -13,6 +13,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -64,17 +65,24 @@ class CausalLM:
         dtype: str = "float32",
         batch_tokens: int = BATCH_TOKENS,
     ) -> "CausalLM":
-        """Load a model folder, hub reference, base+adapter, or `Weights`.
+        """Load a model folder, hub reference, base+adapter, composite's folder, or `Weights`.
 
         Raises MissingError without configuration or tokenizer, MismatchError if the tensors are not
         the architecture's, ExtraError without transformers.
         """
-        weights = Weights.open(what)
-        model, tokenizer = load(weights, device, dtype)
+        if isinstance(what, str | Path) and (Path(what) / "routed.json").is_file():
+            from pluribus.route import store
+
+            model, tokenizer = store.load(what, device=device), store.tokenizer_of(what)
+            name = Path(what).name
+        else:
+            weights = Weights.open(what)
+            model, tokenizer = load(weights, device, dtype)
+            name = weights.label
         return cls(
             model=model,
             tokenizer=tokenizer,
-            label=label or weights.label,
+            label=label or name,
             shots=shots,
             batch_tokens=batch_tokens,
         )
@@ -284,7 +292,8 @@ class CausalLM:
 
     @cached_property
     def _accepts(self) -> frozenset[str]:
-        return frozenset(inspect.signature(self.model.forward).parameters)
+        runs: Any = getattr(self.model, "base", self.model)  # a composite takes what its base does
+        return frozenset(inspect.signature(runs.forward).parameters)
 
     def _run(
         self,

@@ -117,8 +117,11 @@ def on_zoo(wanted: Wanted, name: str, on_step: OnStep | None = None) -> Reports:
         f"{name}/{task}": ZooSystem(zoo=zoo, state=state, label=f"expert {task}")
         for task, state in zoo.experts.items()
     }
-    systems = []
+    systems: list[ZooSystem] = []
     for label, reference in labelled(wanted.models).items():
+        if is_composite(reference):
+            systems.append(_composite(reference, label, zoo, wanted.device))
+            continue
         with merged(reference, on_step) as what:
             weights = Weights.open(what)
             state = {tensor: weights[tensor] for tensor in weights}
@@ -135,6 +138,25 @@ def on_zoo(wanted: Wanted, name: str, on_step: OnStep | None = None) -> Reports:
         specialists={task.name: experts[task.name] for task in tasks},
         on_step=on_step,
     )
+
+
+def is_composite(reference: str) -> bool:
+    """Whether a reference is a folder that `pluribus route build` wrote."""
+    return (Path(reference).expanduser() / "routed.json").is_file()
+
+
+def _composite(reference: str, label: str, zoo: Any, device: str) -> ZooSystem:
+    from pluribus.route import store
+    from pluribus.route.system import RoutedZooSystem
+
+    made = store.manifest(Path(reference).expanduser())["origin"]
+    if made != {"zoo": zoo.name, "seed": zoo.seed, "sizes": {}}:
+        raise MismatchError(
+            f"{label} is not of zoo {zoo.name} with seed {zoo.seed} and the usual sizes; it was "
+            f"made of {made or 'models that are no zoo'}"
+        )
+    routed = store.load(reference, zoo.module(), device=device)
+    return RoutedZooSystem(zoo=zoo, routed=routed, label=label)
 
 
 def on_harness(wanted: Wanted, include: Path | None = None) -> Reports:

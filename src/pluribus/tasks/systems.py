@@ -137,6 +137,10 @@ class ZooSystem:
         """Return the digest of the encoder's weights."""
         return self._digest
 
+    def scores(self, task: str, inputs: "Tensor") -> "Tensor":
+        """Return the class scores (b, v) of a task's inputs."""
+        return self.zoo.logits(self.state, task, inputs)
+
     def predict(self, asked: Asked, on_step: OnStep | None) -> Predictions:
         """Return the index of the best class of every row.
 
@@ -151,7 +155,7 @@ class ZooSystem:
                 f"it; its tasks are {', '.join(f'{self.zoo.name}/{t}' for t in self.zoo.tasks)}"
             )
         inputs = torch.stack([row.input for row in asked.rows])
-        scores = self.zoo.logits(self.state, name, inputs)
+        scores = self.scores(name, inputs)
         check_scores(scores, self.label, asked.task.name)
         values = scores.argmax(1).tolist()
         if on_step is not None:
