@@ -17,11 +17,15 @@ import tiny  # noqa: E402
 from pluribus import Weights, recipe  # noqa: E402
 from pluribus.cli import build  # noqa: E402
 from pluribus.compress import _recipe  # noqa: E402
+from pluribus.route import recipe as route_recipe  # noqa: E402
 from pluribus.tune import TUNERS  # noqa: E402
 from pluribus.tune import _recipe as tune_recipe  # noqa: E402
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-RUNNABLE = [ROOT / "README.md", ROOT / "docs" / "guide.md", ROOT / "docs" / "tuning.md"]
+RUNNABLE = [
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{n}.md" for n in ("guide", "routing", "tuning")),
+]
 COMMANDS = typer.main.get_command(build()).commands
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`(pluribus [^`\n]+)`")
@@ -127,6 +131,9 @@ def test_recipes_plan(text, models):
         told = yaml.safe_load(text)
         assert TUNERS.build(told["tune_method"], tune_recipe.of(told).parameters)
         return
+    if text.startswith("parts:"):
+        assert route_recipe.of(yaml.safe_load(text)).models
+        return
     planned = recipe.plan(recipe.load(text, folder=models))
     assert planned[-1].plan.jobs
     assert not [note for each in planned for note in each.warnings if "unknown" in note]
@@ -148,6 +155,13 @@ def test_example_tunings_are_read(path):
     assert TUNERS.build(told.tune_method, told.parameters)
 
 
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "examples" / "route").glob("*.yml")), ids=lambda path: path.name
+)
+def test_example_composites_are_read(path):
+    assert route_recipe.load(path).parts
+
+
 # -- commands --------------------------------------------------------------------------------------
 
 
@@ -156,6 +170,7 @@ def lines() -> list[object]:
     found = {}
     for page in [*PAGES, *sorted((ROOT / "examples").rglob("*.yml"))]:
         text = page.read_text("utf-8")
+        text = text.replace("\\\n", " ")  # one command over several lines
         for line in [line for _, code in blocks(page, "", "sh") for line in code.splitlines()]:
             if line.startswith("pluribus "):
                 found[line] = page.name
@@ -175,6 +190,8 @@ def test_commands_parse(line):
         return
     assert name in COMMANDS, f"there is no command {name}"
     command = COMMANDS[name]
+    if words and words[0] in getattr(command, "commands", {}):
+        command, name, words = command.commands[words[0]], words[0], words[1:]
     known = {option for parameter in command.params for option in parameter.opts}
     known |= {option for parameter in command.params for option in parameter.secondary_opts}
     assert {word for word in words if word.startswith("--")} <= known | {"--help"}

@@ -240,9 +240,9 @@ def low_rank(
 ) -> Float[Tensor, "b s R"]:
     """Return x A B, each row by the one of u adapters that `which` names.
 
-    `which` lies on the CPU. Rows are taken together where one adapter serves all, or where equal numbers of them lie side by
-    side. Otherwise adapters are copied to their rows; if those are larger than the rows themselves,
-    each adapter runs on its rows in turn.
+    `which` lies on the CPU. Rows are taken together where one adapter serves all, or where equal
+    numbers of them lie side by side. Otherwise adapters are copied to their rows; if those are
+    larger than the rows themselves, each adapter runs on its rows in turn.
     """
     rows, places, _ = x.shape
     kinds, _, rank = a.shape

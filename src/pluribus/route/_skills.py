@@ -56,6 +56,7 @@ class Collapsed:
 
     factors: Mapping[str, tuple[Tensor, Tensor]]
     transposed: frozenset[str]  # names of tensors that lie (inputs, outputs)
+    task_type: str | None = None  # by which PEFT chooses its wrapper
 
     def part(self) -> dict[str, LowRank]:
         """Return it as a part for `Routed`."""
@@ -73,7 +74,21 @@ class Collapsed:
 
     def save(self, folder: str | os.PathLike[str], *, base_model: str | None = None) -> None:
         """Write it as a folder that PEFT reads."""
-        save_adapter(folder, self.factors, base_model=base_model, transposed=self.transposed)
+        save_adapter(
+            folder,
+            self.factors,
+            base_model=base_model,
+            transposed=self.transposed,
+            config={"task_type": self.task_type},
+        )
+
+
+def task_type(model: nn.Module) -> str | None:
+    """Return PEFT's name for what a model is; None for any module."""
+    if not hasattr(model, "prepare_inputs_for_generation"):
+        return None
+    config = getattr(model, "config", None)
+    return "SEQ_2_SEQ_LM" if getattr(config, "is_encoder_decoder", False) else "CAUSAL_LM"
 
 
 def targets(model: nn.Module, pattern: str) -> dict[str, nn.Module]:

@@ -52,6 +52,7 @@ from pluribus.route._skills import (
     routing,
     shared_by,
     targets,
+    task_type,
     write,
 )
 from pluribus.route.store import digest
@@ -184,6 +185,7 @@ class Skilled(nn.Module):
             attach(layers[path], inventory, self._router(key), self._current)
             for path, inventory, key in zip(self.paths, self._inventories, self._keys, strict=True)
         ]
+        self.eval()
 
     @property
     def _inventories(self) -> list[AdapterInventory]:
@@ -409,7 +411,7 @@ class Skilled(nn.Module):
                     factors[name] = (b.clone(), a.clone())
                 else:
                     factors[name] = (a.t().contiguous(), b.t().contiguous())
-        return Collapsed(factors, frozenset(transposed))
+        return Collapsed(factors, frozenset(transposed), task_type(self.base))
 
     def materialise(self, task: str | int | None) -> dict[str, Tensor]:
         """Return the base's state dict with a task's adapters merged in. Raises as `collapse`."""

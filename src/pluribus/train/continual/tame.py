@@ -20,29 +20,24 @@ Differs from the authors' code:
   are pairs of expert and label.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from copy import deepcopy
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from math import isfinite, log
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
-from pluribus.core.errors import InputError, MismatchError, NonFiniteError
-from pluribus.core.random import key
+from pluribus.core.errors import InputError, MismatchError
 from pluribus.core.shapes import Float, Int, Shaped
 from pluribus.tasks.device import usable
 from pluribus.train import prune
-from pluribus.train.continual import tame_report, tame_state
+from pluribus.train.continual import tame_merge, tame_report, tame_state
 from pluribus.train.continual.drift import LossShiftDetector, Switch
+from pluribus.train.continual.expert import Expert, Head, Networks
 from pluribus.train.continual.network import stream
-from pluribus.train.continual.reservoir import ClassReservoir, Reservoir
+from pluribus.train.continual.reservoir import ClassReservoir, Kept, Reservoir
 from pluribus.train.prune import Pruning, Tuning
-
-CHUNK = 1024  # rows that are in a network at a time when nothing is learnt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +54,7 @@ class Tame:
     warmup: int = 0  # steps of an expert over which its learning rate rises to lr
     milestones: tuple[int, ...] = ()  # steps of an expert after which it is multiplied by gamma
     gamma: float = 0.2
-    head: Literal["logits", "sigmoid"] = "logits"  # what cross-entropy is taken of
+    head: Head = "logits"  # what cross-entropy is taken of
     buffer: int = 5000  # samples
     classes: int | None = None  # of all tasks together; None: the buffer is for those seen so far
     prune: Pruning | None = field(default_factory=Pruning)
@@ -129,14 +124,14 @@ class Predicted(NamedTuple):
     experts: Int[Tensor, " b"]
 
 
-@dataclass(frozen=True, eq=False)
-class Expert:
-    """A network, and what its training needs."""
+class Batch(NamedTuple):
+    """A batch that can be learned from."""
 
-    net: nn.Module
-    steps: int = 0
-    optimiser: torch.optim.SGD | None = None  # of the current expert alone
-    masks: prune.Masks | None = None  # once it is pruned
+    x: Shaped[Tensor, "b ..."]
+    y: Int[Tensor, " b"]
+    rows: list[int]  # of samples not seen before
+    ids: set[int]  # of those
+    classes: list[int] | None  # of those, where classes are told
 
 
 class TameLearner:
@@ -162,13 +157,17 @@ class TameLearner:
         self.make_expert, self.make_selector = make_expert, make_selector
         self.n_out, self.how, self.seed = n_out, how or Tame(), seed
         self.device = torch.device(usable(device))
-        self.batches, self.alarms = 0, ()
+        self.networks = Networks(n_out, self.how.head, self.device, seed)
+        self.batches = 0
+        self.alarms: tuple[Alarm, ...] = ()
         self.shape: tuple[int, ...] | None = None  # of one sample
-        self._experts: dict[int, Expert] = {}
-        self._switch = self._switching()
-        self._buffer = ClassReservoir(self.how.buffer, self.how.classes)
-        self._young = Reservoir(self.how.prune_buffer)  # samples of the newest expert
-        self._ids: set[int] = set()
+        self.named: bool | None = None  # whether classes are told
+        self.kept_experts: dict[int, Expert] = {}  # in the order of their creation
+        self.switch = self.switching()
+        self.buffer = ClassReservoir(self.how.buffer, self.how.classes)
+        self.young = Reservoir(self.how.prune_buffer)
+        self.young_of: int | None = None  # the expert whose samples `young` holds
+        self.ids: set[int] = set()
         self.selector: nn.Module | None = None
         self.chosen_from: tuple[int, ...] = ()  # what the selector's outputs stand for
         self.selector_won: dict[int, int] = {}  # buffered samples that it gives to each expert
@@ -186,109 +185,97 @@ class TameLearner:
 
         Labels are 0 .. n_out - 1 in every task. `ids` tell samples that come again, which are
         buffered once; without them each counts as new. `classes` tell classes of the whole stream,
-        between which the buffer is shared. Losses are of x as it is given: augment before, and the
-        detector sees what augmentation does.
+        between which the buffer is shared. Losses are of x as given, augmentation included.
 
         Raises InputError for an empty batch, labels outside the range, or more classes than the
         buffer has room for; MismatchError for samples of another shape, or a network that does not
         fit; NonFiniteError for a loss or gradient that is none. Whatever is raised, an interruption
         among it, the learner is as it was before the batch.
         """
-        x, y, fresh, names = self._checked(x, y, ids, classes)
+        batch = self._checked(x, y, ids, classes)
         where = f"batch {self.batches}"
-        experts, switch = dict(self._experts), self._switch.copy()
+        experts, switch = dict(self.kept_experts), self.switch.copy()
 
         def loss_of(number: int) -> float:
             if number not in experts:
-                experts[number] = self._made(number, x)
-            return self._loss(experts[number].net, x, y, f"{where}, expert {number}")
+                nets = tuple(one.net for one in experts.values())
+                purpose = f"expert {number}"
+                net = self.networks.made(self.make_expert, purpose, batch.x, others=nets)
+                experts[number] = Expert(net)
+            name = f"{where}, expert {number}"
+            return self.networks.measured(experts[number].net, batch.x, batch.y, name)
 
         decided = switch.decide(loss_of)
+        young, young_of = self.young.copy(), self.young_of
         if decided.kind == "new":
-            young = Reservoir(self.how.prune_buffer)
-            for number in set(experts) - {decided.expert}:
-                experts[number] = self._pruned(experts[number], number)
-        else:
-            young = self._young.copy()
-        for number in set(experts) - {decided.expert}:
-            experts[number] = replace(experts[number], optimiser=None)
-        rng = stream(self.seed, where, "priorities")
-        buffer, rows = self._buffer.copy(), [i for i, new in enumerate(fresh) if new is not None]
-        owners = [decided.expert * self.n_out + int(y[i]) for i in rows]
-        keys = owners if names is None else [names[i] for i in rows]
-        if rows:
-            buffer.offer(x[rows], y[rows], decided.expert, keys, rng)
+            if young_of is not None:
+                experts[young_of] = self._pruned(young_of)
+            young, young_of = Reservoir(self.how.prune_buffer), decided.expert
+        experts = {
+            n: one if n == decided.expert else replace(one, optimiser=None)
+            for n, one in experts.items()
+        }
         one = experts[decided.expert]
-        if rows and self.how.prune and one.masks is None and decided.expert == switch.made - 1:
-            young.offer(x[rows], y[rows], rng)
+        buffer = self._offered(batch, decided.expert, where)
+        if self.how.prune and one.masks is None and young_of == decided.expert and batch.rows:
+            rng = stream(self.seed, where, "pruning priorities")
+            young.offer(batch.x[batch.rows], batch.y[batch.rows], rng)
         switch.take(decided.loss)
         alarms = self.alarms
         if decided.alarm or decided.kind != "same":
-            entry = Alarm(
-                self.batches, decided.kind, decided.before, decided.expert, decided.forced
+            alarms = (
+                *alarms,
+                Alarm(self.batches, decided.kind, decided.before, decided.expert, decided.forced),
             )
-            alarms = (*alarms, entry)
-        one = one if one.optimiser else replace(one, optimiser=self._optimiser(one.net))
-        done = self.batches + 1
-        saved = deepcopy((one.net.state_dict(), one.optimiser.state_dict()))  # type: ignore[union-attr]
-        marked = {new for new in fresh if new is not None}
-        try:
-            self._step(one, x, y, where)
-            experts[decided.expert] = replace(one, steps=one.steps + 1)
-            self._ids |= marked
-            self.__dict__.update(  # one call, which no signal divides
-                _experts=experts,
-                _switch=switch,
-                _buffer=buffer,
-                _young=young,
-                alarms=alarms,
-                shape=tuple(x.shape[1:]),
-                batches=done,
-            )
-        except BaseException:
-            if self.batches != done:
-                one.net.load_state_dict(saved[0])
-                one.optimiser.load_state_dict(saved[1])  # type: ignore[union-attr]
-                self._ids -= marked
-            raise
-        return Event(
-            decided.kind,
-            decided.expert,
-            decided.threshold,
-            decided.loss,
-            decided.smoothed,
-            decided.alarm,
-            decided.forced,
-            decided.losses,
+        if one.optimiser is None:
+            one = replace(one, optimiser=self.optimiser(one.net))
+        experts[decided.expert] = replace(one, steps=one.steps + 1)
+        self._committed(
+            one,
+            batch,
+            where,
+            kept_experts=experts,
+            switch=switch,
+            buffer=buffer,
+            young=young,
+            young_of=young_of,
+            alarms=alarms,
+            shape=tuple(x.shape[1:]),
+            named=classes is not None,
+            batches=self.batches + 1,
         )
+        _, expert, _, loss, threshold, smoothed, alarm, forced, losses = decided
+        return Event(decided.kind, expert, threshold, loss, smoothed, alarm, forced, losses)
 
     def finish(self) -> None:
-        """Prune the experts that no later one has pruned: the newest, at the end of the stream.
+        """Prune the newest expert, which no later one did: at the end of the stream.
 
         It keeps its zeros if it is trained again. Does nothing without `prune`.
         """
-        experts = {number: self._pruned(one, number) for number, one in self._experts.items()}
-        self._experts = experts
+        if self.young_of is not None:
+            one = self._pruned(self.young_of)
+            self.kept_experts = {**self.kept_experts, self.young_of: one}
 
     def fit_selector(self) -> "tame_report.Fitted":
         """Train the selector on the buffer, anew, and return how well it knows its experts.
 
         With one expert there is nothing to select. Raises InputError before the first batch, and
-        what `tune` raises.
+        what `tune` and `prune` raise; the selector before then stays.
         """
-        numbers = self._some()
-        kept = self._buffer.kept()
+        numbers, kept, how = self._some(), self.buffered(), self.how
         fitted = None
         if len(numbers) > 1:
             place = {number: i for i, number in enumerate(numbers)}
             labels = torch.tensor([place[owner] for owner in kept.owner.tolist()])
-            with self._drawing(f"selector {self.batches}"):
-                fitted = self.make_selector(len(numbers)).to(self.device)
-                self._probed(fitted, kept.x[:2].to(self.device), len(numbers), "the selector")
-                rng = stream(self.seed, f"selector {self.batches}", "shuffling")
-                prune.tune(fitted, kept.x, labels, self.how.selector, rng)
-                if self.how.prune_selector:
-                    prune.prune(fitted, kept.x, labels, self.how.prune_selector, rng)
+            purpose = f"selector {self.batches}"
+            fitted = self.networks.made(
+                lambda: self.make_selector(len(numbers)), purpose, kept.x, len(numbers)
+            )
+            rng = stream(self.seed, purpose, "shuffling")
+            with self.networks.drawing(f"{purpose} training"):
+                prune.tune(fitted, kept.x, labels, how.selector, rng)
+                if how.prune_selector:
+                    prune.prune(fitted, kept.x, labels, how.prune_selector, rng)
         chosen = self._choice(fitted, numbers, kept.x)
         won = {number: int((chosen == number).sum()) for number in numbers}
         self.__dict__.update(selector=fitted, chosen_from=numbers, selector_won=won)
@@ -300,12 +287,20 @@ class TameLearner:
     @property
     def experts(self) -> dict[int, nn.Module]:
         """The networks by number, in the order of their creation, in eval mode."""
-        return {number: one.net for number, one in self._experts.items()}
+        return {number: one.net for number, one in self.kept_experts.items()}
 
     @property
     def current(self) -> int | None:
         """The number of the expert that had the last batch."""
-        return self._switch.current
+        return self.switch.current
+
+    def threshold(self, expert: int) -> float | None:
+        """Return an expert's threshold as it was last computed, in nats."""
+        return self.switch.detectors[expert].threshold
+
+    def buffered(self) -> Kept:
+        """Return the buffered samples, their labels and their experts."""
+        return self.buffer.kept()
 
     def predict(
         self,
@@ -321,9 +316,9 @@ class TameLearner:
         was fitted since the last came; MismatchError for samples of another shape.
         """
         numbers = self._some()
-        self._fitting(x)
+        self._fitting(x, "predict")
         if len(numbers) > 1 and self.chosen_from != numbers:
-            since = "since the selector was fitted" if self.selector else "and no selector yet"
+            since = "more than the selector knows" if self.selector else "and no selector yet"
             raise InputError(
                 f"there are {len(numbers)} experts, {since}: call fit_selector() first"
             )
@@ -338,55 +333,35 @@ class TameLearner:
 
     def logits(self, x: Shaped[Tensor, "b ..."], expert: int) -> Float[Tensor, "b c"]:
         """Return one expert's logits on the CPU. Raises InputError for a number that is not one."""
-        if expert not in self._experts:
-            known = ", ".join(map(str, self._experts)) or "none"
+        if expert not in self.kept_experts:
+            known = ", ".join(map(str, self.kept_experts)) or "none"
             raise InputError(f"there is no expert {expert!r}; there are: {known}")
-        self._fitting(x)
-        return self._outputs(self._experts[expert].net, x)
+        self._fitting(x, "logits")
+        return self.networks.asked(self.kept_experts[expert].net, x)
 
     # -- fewer experts ---------------------------------------------------------------------------
 
     def drop_unused(self) -> tuple[int, ...]:
         """Drop experts that win no buffered sample, and return their numbers.
 
-        The expert with the lowest loss on a sample wins it; those that the dropped ones left behind
-        go to their winners. The current expert stays. A selector must be fitted anew.
+        The expert with the lowest loss on a sample wins it; those of a dropped one go to their
+        winners. The current expert stays. A selector must be fitted anew.
         """
         self._some()
-        losses, kept = self._sample_losses()
-        numbers = list(self._experts)
-        best = losses.argmin(0)
-        won = torch.bincount(best, minlength=len(numbers)).tolist()
-        unused = [n for n, wins in zip(numbers, won, strict=True) if not wins and n != self.current]
-        if unused:
-            winner = dict(zip(map(tuple, self._rows(kept)), best.tolist(), strict=True))
-            self._without({n: self._now() for n in unused}, numbers, winner)
-        return tuple(unused)
+        return tame_merge.unused(self)
 
     def merge(self, tolerance: float = 0.0) -> dict[int, int]:
         """Drop experts whose buffered samples another one fits, and return which took them over.
 
-        A fits if its mean loss on the other's samples is below its own threshold plus `tolerance`
+        One fits if its mean loss on the other's samples is below its own threshold plus `tolerance`
         nats, the rule by which it would have taken over the stream. The newest are tried first,
-        each against the one with the lowest loss. A selector must be fitted anew.
+        each against the one with the lowest loss. A selector must be fitted anew. Raises InputError
+        for a tolerance that is no number.
         """
+        if not isfinite(tolerance):
+            raise InputError(f"tolerance = {tolerance!r}: give nats, such as 0.05")
         self._some()
-        losses, kept = self._sample_losses()
-        numbers, merged = list(self._experts), {}
-        for number in reversed(numbers):
-            owners = {number, *(one for one, into in merged.items() if into == number)}
-            mine = torch.isin(kept.owner, torch.tensor(sorted(owners)))
-            others = [n for n in numbers if n != number and n not in merged]
-            if not mine.any() or not others:
-                continue
-            means = {n: float(losses[numbers.index(n)][mine].mean()) for n in others}
-            into = min(means, key=means.__getitem__)
-            threshold = self._switch.detectors[into].threshold
-            if threshold is not None and means[into] < threshold + tolerance:
-                merged |= {one: into for one in owners}
-        if merged:
-            self._without(merged, numbers, None)
-        return dict(sorted(merged.items()))
+        return tame_merge.merged(self, tolerance)
 
     # -- telling and keeping ---------------------------------------------------------------------
 
@@ -413,17 +388,100 @@ class TameLearner:
         """
         tame_state.load(self, state)
 
+    def switching(self) -> Switch:
+        """Return a switch without experts, of these settings."""
+        how, outputs = self.how, self.n_out
+        return Switch(lambda: how.detector(outputs), how.max_experts, how.lazy)
+
+    def optimiser(self, net: nn.Module) -> torch.optim.SGD:
+        """Return an optimiser without momentum yet."""
+        how = self.how
+        return torch.optim.SGD(
+            net.parameters(), lr=how.lr, momentum=how.momentum, weight_decay=how.weight_decay
+        )
+
     # -- inside ----------------------------------------------------------------------------------
 
-    def _switching(self) -> Switch:
-        make = lambda: self.how.detector(self.n_out)  # noqa: E731
-        return Switch(make, self.how.max_experts, self.how.lazy)
+    def _checked(self, x: Tensor, y: Tensor, ids: Tensor | None, classes: Tensor | None) -> Batch:
+        where = f"batch {self.batches}"
+        if y.ndim != 1 or len(x) != len(y) or y.is_floating_point():
+            raise InputError(
+                f"{where}: x is {list(x.shape)} and y {y.dtype}{list(y.shape)}; expected samples "
+                "and one whole number for each"
+            )
+        self._fitting(x, where)
+        if int(y.min()) < 0 or int(y.max()) >= self.n_out:
+            raise InputError(
+                f"{where}: labels span {int(y.min())} .. {int(y.max())}, but experts have the "
+                f"labels 0 .. {self.n_out - 1}; number the classes of each task from 0"
+            )
+        for name, given in (("ids", ids), ("classes", classes)):
+            if given is not None and (given.shape != y.shape or given.is_floating_point()):
+                raise InputError(
+                    f"{where}: {name} are {given.dtype}{list(given.shape)} for {len(y)} samples; "
+                    "expected one whole number for each"
+                )
+        if self.named is not None and self.named != (classes is not None):
+            raise InputError(f"{where}: give classes with every batch, or with none")
+        rows, new = list(range(len(y))), set()
+        if ids is not None:
+            rows = []
+            for row, number in enumerate(ids.tolist()):
+                if number not in self.ids and number not in new:
+                    rows.append(row)
+                    new.add(number)
+        names = None if classes is None else [int(classes[row]) for row in rows]
+        return Batch(x.to(self.device), y.to(self.device).long(), rows, new, names)
+
+    def _offered(self, batch: Batch, expert: int, where: str) -> ClassReservoir:
+        """Return the buffer with the samples of a batch that are new."""
+        if not batch.rows:
+            return self.buffer
+        out, y = self.buffer.copy(), batch.y[batch.rows]
+        names = [expert * self.n_out + label for label in y.tolist()]
+        rng = stream(self.seed, where, "priorities")
+        out.offer(batch.x[batch.rows], y, expert, batch.classes or names, rng)
+        return out
+
+    def _committed(self, one: Expert, batch: Batch, where: str, **state: Any) -> None:
+        """Train an expert and take a new state, both or neither."""
+        before, saved = self.batches, one.saved()
+        try:
+            assert one.optimiser is not None
+            for group in one.optimiser.param_groups:
+                group["lr"] = self.how.rate(one.steps)
+            self.networks.step(one, batch.x, batch.y, where)
+            self.ids |= batch.ids
+            self.__dict__.update(state)  # one call, which no signal divides
+        except BaseException:
+            if self.batches == before:
+                one.restore(saved)
+                self.ids -= batch.ids
+            raise
+
+    def _pruned(self, number: int) -> Expert:
+        one = self.kept_experts[number]
+        if self.how.prune is None or one.masks is not None or not len(self.young):
+            return one
+        return self.networks.pruned(one, self.young, self.how.prune, f"pruning {number}")
+
+    def _choice(
+        self, selector: nn.Module | None, numbers: tuple[int, ...], x: Tensor
+    ) -> Int[Tensor, " b"]:
+        if selector is None:
+            return torch.full((len(x),), numbers[0])
+        return torch.tensor(numbers)[self.networks.asked(selector, x).argmax(1)]
+
+    def _fitting(self, x: Tensor, where: str) -> None:
+        if not len(x):
+            raise InputError(f"{where}: there are no samples")
+        if self.shape is not None and tuple(x.shape[1:]) != self.shape:
+            raise MismatchError(
+                f"{where}: a sample is {list(x.shape[1:])}, but those before were "
+                f"{list(self.shape)}; all experts take the same"
+            )
 
     def _some(self) -> tuple[int, ...]:
-        if not self._experts:
+        if not self.kept_experts:
             raise InputError("there is no expert yet: observe a batch first")
-        return tuple(self._experts)
-
-    def _now(self) -> int:
-        assert self.current is not None
-        return self.current
+        return tuple(self.kept_experts)
