@@ -4,12 +4,14 @@
     "hidden"        a transformers model's last hidden state, mean over tokens that are not padding
     "module:NAME"   the output of a module inside, mean over places
 
-or any function of (model, *inputs) to (b, d). Text in a saved composite names one of the first.
+several of them joined by "+", one behind the other, from one pass; or any function of
+(model, *inputs) to (b, d). Early layers often tell tasks apart that late ones have made alike.
 """
 
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pluribus.core.errors import InputError, MismatchError, nearest
@@ -21,68 +23,67 @@ KINDS = ("output", "hidden", "module:NAME")
 
 def features_of(what: Features | str) -> Features:
     """Return the function of that name. Raises InputError for an unknown name."""
-    if not isinstance(what, str):
-        return what
-    if what == "output":
-        return Output()
-    if what == "hidden":
-        return Hidden()
-    if what.startswith("module:"):
-        return Inside(what.removeprefix("module:"))
-    raise InputError(f"features {what!r}: expected one of {', '.join(KINDS)}")
+    return Looked(what) if isinstance(what, str) else what
 
 
-class Output:
-    """The model's own output."""
+class Looked:
+    """Named features. Raises InputError for a name that is none or a module that isn't there."""
 
-    name = "output"
-
-    def __call__(self, model: nn.Module, *args: Any, **kwargs: Any) -> Float[Tensor, "b d"]:
-        """See `Features`."""
-        return pooled(model(*args, **kwargs))
-
-
-class Hidden:
-    """The last hidden state of a transformers model."""
-
-    name = "hidden"
-
-    def __call__(self, model: nn.Module, *args: Any, **kwargs: Any) -> Float[Tensor, "b d"]:
-        """See `Features`."""
-        body = getattr(model, "base_model", model)  # without the head, which nobody needs here
-        out = body(*args, **kwargs)
-        state = getattr(out, "last_hidden_state", None)
-        if state is None:
-            raise MismatchError(
-                f"{type(model).__name__} has no last hidden state; take other features"
-            )
-        mask = kwargs.get("attention_mask")
-        return pooled(state, mask)
-
-
-class Inside:
-    """The output of a module inside."""
-
-    def __init__(self, path: str) -> None:
-        self.path, self.name = path, f"module:{path}"
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.sources = tuple(name.split("+"))
+        for source in self.sources:
+            if source not in ("output", "hidden") and not source.removeprefix("module:"):
+                raise InputError(f"features {name!r}: name the module, as in module:encoder.0")
+            if source not in ("output", "hidden") and not source.startswith("module:"):
+                raise InputError(f"features {name!r}: expected one of {', '.join(KINDS)}")
+        if {"output", "hidden"} <= set(self.sources):
+            raise InputError(f"features {name!r}: output and hidden take a pass each; give one")
 
     def __call__(self, model: nn.Module, *args: Any, **kwargs: Any) -> Float[Tensor, "b d"]:
         """See `Features`."""
         modules = dict(model.named_modules())
-        if self.path not in modules:
-            raise InputError(
-                f"features: there is no module {self.path!r}.{nearest(self.path, modules)}"
-            )
-        found: list[Any] = []
-        handle = modules[self.path].register_forward_hook(lambda _m, _a, out: found.append(out))
+        seen: dict[str, Any] = {}
+        handles = []
         try:
-            model(*args, **kwargs)
+            for source in self.sources:
+                if not source.startswith("module:"):
+                    continue
+                path = source.removeprefix("module:")
+                if path not in modules:
+                    raise InputError(
+                        f"features: there is no module {path!r}.{nearest(path, modules)}"
+                    )
+                handles.append(modules[path].register_forward_hook(_keep(seen, source)))
+            out = _body(model, self.sources)(*args, **kwargs)
         finally:
-            handle.remove()
-        if not found:
-            raise MismatchError(f"features: {self.path} did not run")
-        out = found[-1]
-        return pooled(out[0] if isinstance(out, tuple) else out, kwargs.get("attention_mask"))
+            for handle in handles:
+                handle.remove()
+        if "output" in self.sources:
+            seen["output"] = out
+        if "hidden" in self.sources:
+            seen["hidden"] = getattr(out, "last_hidden_state", None)
+            if seen["hidden"] is None:
+                raise MismatchError(
+                    f"{type(model).__name__} has no last hidden state; take other features"
+                )
+        if silent := [source for source in self.sources if source not in seen]:
+            raise MismatchError(f"features: {silent[0]} did not run")
+        mask = kwargs.get("attention_mask")
+        found = [pooled(seen[source], mask) for source in self.sources]
+        return found[0] if len(found) == 1 else torch.cat(found, dim=1)
+
+
+def _keep(seen: dict[str, Any], source: str) -> Callable[..., None]:
+    def hook(module: nn.Module, args: Any, out: Any) -> None:
+        seen[source] = out[0] if isinstance(out, tuple) else out
+
+    return hook
+
+
+def _body(model: nn.Module, sources: tuple[str, ...]) -> Any:
+    """Return what has to run: of a transformers model, all but the head if nobody needs that."""
+    return getattr(model, "base_model", model) if "hidden" in sources else model
 
 
 def pooled(out: Any, mask: Tensor | None = None) -> Float[Tensor, "b d"]:

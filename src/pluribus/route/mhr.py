@@ -18,6 +18,7 @@ clipping, with S times fewer numbers.
 
 import os
 import warnings
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -115,6 +116,7 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, seed: int = 0) -> "S
     Raises MissingError, FormatError, or MismatchError for another model.
     """
     table, _ = read(Path(path))
+    _check_base(path, table, model)
     tasks = [*table["tasks"], *table["own"]]
     try:
         settings = Settings(**table["settings"])
@@ -129,7 +131,8 @@ class Skilled(nn.Module):
     """A frozen base whose layers mix adapters by the task of each row; made by `wrap`.
 
     Called as the base is, inside `with model.tasks(ids)` or with `task_ids=`; the base called by
-    itself, outside such a block, is what it was. Batch norms stay in evaluation mode.
+    itself, outside such a block, is what it was. Starts in evaluation mode, in which the base's
+    batch norms stay.
     """
 
     def __init__(
@@ -181,10 +184,11 @@ class Skilled(nn.Module):
         self.routed_tasks: list[str] = list(tasks)
         self.own_tasks: list[str] = []
         self._current = CurrentTasks()
-        self._handles = [
+        handles = [
             attach(layers[path], inventory, self._router(key), self._current)
             for path, inventory, key in zip(self.paths, self._inventories, self._keys, strict=True)
         ]
+        self._detached = weakref.finalize(self, _remove, handles)
         self.eval()
 
     @property
@@ -237,8 +241,9 @@ class Skilled(nn.Module):
         Where rows are repeated, as beams are, so are their tasks. Run `backward` inside the block
         if the base checkpoints its activations. Raises InputError for an unknown task or no ids.
         """
-        given = [ids] if isinstance(ids, str) else ids.tolist() if isinstance(ids, Tensor) else ids
-        if not isinstance(given, Sequence) or not given:
+        given: Any = [ids] if isinstance(ids, str) else ids
+        given = given.tolist() if hasattr(given, "tolist") else list(given)
+        if not isinstance(given, list) or not given:
             raise InputError("no task id is given; give one for each row of the batch")
         batch = TaskBatch(torch.tensor([self.number(task) for task in given]))
         before, self._current.batch = self._current.batch, batch
@@ -370,7 +375,10 @@ class Skilled(nn.Module):
         return found
 
     def copy(self) -> "Skilled":
-        """Return another inventory with the same values on the same base, to adapt apart."""
+        """Return another inventory with the same values on the same base, to adapt apart.
+
+        Tasks that were added have their logits in the common table there.
+        """
         found = Skilled(self.base, self.settings, self.routed_tasks)
         found.generator.set_state(self.generator.get_state())
         found._fill(self._tensors(), self.routed_tasks, self.own_tasks)
@@ -421,10 +429,11 @@ class Skilled(nn.Module):
         return state
 
     def detach(self) -> nn.Module:
-        """Take the adapters out of the base for good, and return the base."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        """Take the adapters out of the base for good, and return the base.
+
+        This happens by itself when nobody holds the wrapped model any more.
+        """
+        self._detached()
         return self.base
 
     # -- looking in ------------------------------------------------------------------------------
@@ -482,11 +491,7 @@ class Skilled(nn.Module):
         if theirs != set(self.paths):
             odd = sorted(theirs ^ set(self.paths))
             raise MismatchError(f"{path}: not for the same layers; they differ in {listing(odd)}")
-        if table["base"] != digest(self.base):
-            raise MismatchError(
-                f"{path}: this base has other tensors than the one the inventory was trained on; "
-                "give that one"
-            )
+        _check_base(path, table, self.base)
         shapes = self._shapes(len(table["tasks"]), len(table["own"]))
         for name, shape in shapes.items():
             if name not in tensors or tuple(tensors[name].shape) != shape:
@@ -539,3 +544,16 @@ class Skilled(nn.Module):
             if name in ("base", "_modules", "_parameters", "_buffers") or name.startswith("__"):
                 raise
             return getattr(super().__getattr__("base"), name)
+
+
+def _remove(handles: Sequence[Any]) -> None:
+    for handle in handles:
+        handle.remove()
+
+
+def _check_base(path: str | os.PathLike[str], table: Mapping[str, Any], base: nn.Module) -> None:
+    if table["base"] != digest(base):
+        raise MismatchError(
+            f"{path}: this base has other tensors than the one the inventory was trained on; "
+            "give that one"
+        )

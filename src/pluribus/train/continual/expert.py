@@ -37,7 +37,9 @@ class Expert:
         return deepcopy((self.net.state_dict(), own))
 
     def restore(self, saved: tuple[dict[str, Any], dict[str, Any] | None]) -> None:
-        """Put back what a step has changed."""
+        """Put back what a step has changed, wherever it stopped."""
+        self.net.zero_grad()
+        self.net.eval()
         self.net.load_state_dict(saved[0])
         if self.optimiser is not None and saved[1] is not None:
             self.optimiser.load_state_dict(saved[1])
@@ -119,6 +121,7 @@ class Networks:
         assert optimiser is not None
         try:
             net.train()
+            optimiser.zero_grad()
             with self.drawing(where):
                 self.loss(net(x), y).backward()
             gradients = [p.grad for p in net.parameters() if p.grad is not None]
