@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from pluribus.core.errors import InputError, MismatchError
+from pluribus.core.errors import InputError, MismatchError, OutputError
 from pluribus.core.optional import optional
-from pluribus.route import Dense, Routed, fit_router, from_adapters, from_checkpoints
+from pluribus.route import Dense, Routed, fit_router, from_adapters, from_checkpoints, to_peft
 
 sys.path.insert(
     0, str(Path(__file__).parents[1] / "tasks")
@@ -57,6 +57,20 @@ def test_logits_are_pefts(adapters, routed):
             alone = peft.PeftModel.from_pretrained(model(), adapters[name]).eval()
             expected = alone(ids()[row : row + 1]).logits[0]
             torch.testing.assert_close(found[row], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_part_goes_back_to_peft(routed, tmp_path):
+    for name in routed.names:
+        to_peft(routed, name, tmp_path / name)
+        again = peft.PeftModel.from_pretrained(model(), tmp_path / name).eval()
+        with torch.no_grad():
+            expected = routed(ids(), weights=name).logits
+            torch.testing.assert_close(again(ids()).logits, expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(OutputError, match="holds an adapter already"):
+        to_peft(routed, "code", tmp_path / "code")
+    plain = Routed(torch.nn.Linear(2, 2), {"a": {"weight": Dense(torch.ones(2, 2))}})
+    with pytest.raises(InputError, match="low-rank deltas of module weights, not weight"):
+        to_peft(plain, "a", tmp_path / "a")
 
 
 def test_a_cache_goes_on_in_the_batchs_order(routed):

@@ -7,6 +7,7 @@ routed.save("composite/")
 """
 
 from pluribus.route.build import from_adapters, from_checkpoints, from_store
+from pluribus.route.export import to_peft
 from pluribus.route.fit import fit_router
 from pluribus.route.parts import Bottleneck, Dense, LowRank, Masked, Scaled
 from pluribus.route.routed import Routed
@@ -28,4 +29,5 @@ __all__ = [
     "from_checkpoints",
     "from_store",
     "strangeness",
+    "to_peft",
 ]

@@ -37,7 +37,7 @@ CONVOLUTIONS: dict[type, Callable[..., Tensor]] = {
 
 def mixer(module: nn.Module) -> "type[Site] | None":
     """Return what mixes deltas into a module's output, or None if nothing here can."""
-    if isinstance(module, nn.Linear) or _transposed(module):
+    if isinstance(module, nn.Linear) or is_transposed(module):
         return LinearSite
     if isinstance(module, nn.Embedding) and module.max_norm is None:
         return EmbeddingSite
@@ -50,7 +50,7 @@ def mixer(module: nn.Module) -> "type[Site] | None":
     return None
 
 
-def _transposed(module: nn.Module) -> bool:
+def is_transposed(module: nn.Module) -> bool:
     """Whether this is GPT-2's linear layer, whose weight is (inputs, outputs)."""
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
 
@@ -153,7 +153,7 @@ class LinearSite(Site):
 
     def mix(self, x: Tensor, y: Tensor, route: Route) -> Tensor:
         """See `Site.mix`."""
-        rows, transposed = len(x), _transposed(self.module)
+        rows, transposed = len(x), is_transposed(self.module)
         plain = y
         for bank in self.of("weight"):
             if isinstance(bank, LowRankBank):
