@@ -1,4 +1,4 @@
-"""Thresholds and choices of experts from recorded losses, against a slow re-telling of the rules."""
+"""Thresholds and choices of experts from recorded losses, against a slow telling of the rules."""
 
 import math
 
@@ -32,7 +32,9 @@ def retold(matrix: np.ndarray, alpha=0.2, window=35, k=3.0, floor=0.005):
             chosen = None
             for j, loss in enumerate(losses):
                 last = trained[j][-1] if trained[j] else loss
-                fits = thresholds[j] is not None and alpha * loss + (1 - alpha) * last < thresholds[j]
+                fits = (
+                    thresholds[j] is not None and alpha * loss + (1 - alpha) * last < thresholds[j]
+                )
                 if chosen is None and fits:
                     chosen = j
             if chosen is None:
@@ -75,7 +77,9 @@ def test_a_recorded_matrix_gives_the_same_thresholds_and_experts(seed, settings)
         assert (found.expert, found.alarm) == (expert, alarm), at
         assert found.threshold == pytest.approx(threshold, abs=1e-9, rel=0)
         kinds.add((found.kind, found.alarm))
-    assert {("new", True), ("switch", True), ("same", False)} <= kinds
+    assert {("new", True), ("same", False)} <= kinds
+    if not settings:
+        assert {("switch", True), ("same", True)} <= kinds
     assert ours.made == 1 + max(expert for expert, _, _ in wanted)
 
 
@@ -127,7 +131,8 @@ def test_no_more_experts_than_there_may_be():
     """The nearest of two takes over, and says that it was made to."""
     steady = np.full((60, 3), 0.1)
     steady[:, 1], steady[20:40] = 0.9, (3.0, 0.2, 0.3)
-    steady[40:] = (2.0, 1.5, 0.3)  # fits neither
+    steady[0, 0] = steady[20, 1] = 0.69
+    steady[40:] = (9.0, 8.0, 0.3)  # fits neither
     found = drive(switch(most=2), steady)
     assert {entry.expert for entry in found} == {0, 1}
     assert any(entry.forced for entry in found)
@@ -137,7 +142,7 @@ def test_no_more_experts_than_there_may_be():
 
 
 def test_losses_of_others_on_an_alarm_alone():
-    matrix = recorded(0, 120)
+    matrix = recorded(0, 400)
     eager, lazy = switch(), switch(lazy=True)
     one, other = drive(eager, matrix), drive(lazy, matrix)
     quiet = [entry for entry in other if not entry.alarm and entry.before is not None]
@@ -148,7 +153,7 @@ def test_losses_of_others_on_an_alarm_alone():
 
 
 def test_a_switch_back_may_alarm_once_more_and_choose_the_same():
-    """The page's harmless spurious alarm: the smoothed loss of a stretch elsewhere is still high."""
+    """The page's harmless spurious alarm: the smoothed loss still holds a stretch elsewhere."""
     matrix = np.full((120, 2), 5.0)
     matrix[:40, 0], matrix[40:80, 1], matrix[80:, 0] = 0.1, 0.1, 0.1
     matrix[0, 0] = matrix[40, 1] = 0.69

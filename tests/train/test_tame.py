@@ -45,7 +45,9 @@ def batch(task: int, seed: int, count: int = 32) -> tuple[torch.Tensor, torch.Te
 
 
 def learner(how: Tame = HOW, **settings) -> TameLearner:
-    return TameLearner(settings.pop("make", calm), settings.pop("selector", net), 2, how, **settings)
+    return TameLearner(
+        settings.pop("make", calm), settings.pop("selector", net), 2, how, **settings
+    )
 
 
 def streamed(one: TameLearner, order=(0, 1, 2), length: int = 60, first: int = 0) -> list:
@@ -116,7 +118,9 @@ def test_decisions_follow_from_the_recorded_losses_alone(three):
 
 def test_losses_are_of_eval_mode_and_before_the_step():
     def noisy():
-        return nn.Sequential(nn.Linear(WIDTH, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 2))
+        return nn.Sequential(
+            nn.Linear(WIDTH, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 2)
+        )
 
     one = learner(make=noisy)
     for i in range(5):
@@ -124,7 +128,7 @@ def test_losses_are_of_eval_mode_and_before_the_step():
         expected = None
         if one.experts:
             assert not one.experts[0].training
-            expected = float(nn.functional.cross_entropy(one.experts[0](x), y))
+            expected = float(nn.functional.cross_entropy(one.experts[0](x).detach(), y))
         found = one.observe(x, y)
         assert expected is None or found.loss == pytest.approx(expected, abs=1e-7)
 
@@ -209,6 +213,16 @@ def test_a_stream_that_nobody_learns_is_told_as_such():
     streamed(good, (0,))
     assert good.report().learned == (0,)
     assert not good.report().warnings
+
+
+def test_an_expert_that_became_blind_is_told():
+    one = learner()
+    streamed(one, (0,))
+    detector = one.switch.detectors[0]
+    detector.losses.extend([0.9] * 20)
+    detector.alarmed()
+    assert one.report().learned == (0,)
+    assert [note[:30] for note in one.report().warnings] == ["the current expert's threshold"]
 
 
 def test_the_sigmoid_head_takes_the_loss_of_sigmoids():
@@ -326,15 +340,27 @@ def test_the_pruning_reservoir_is_the_newest_experts():
     assert (one.young_of, one.young.seen) == (1, 40 * 32)
 
 
+def test_an_expert_that_starts_in_a_later_epoch_is_pruned_too():
+    """All its samples were seen before it, so that the buffer has none of it."""
+    one = learner(replace(HOW, prune=PRUNE))
+    x, y = batch(0, 0)
+    for flipped in (False, True):
+        for _ in range(60):
+            one.observe(x, 1 - y if flipped else y, ids=torch.arange(32))
+    assert list(one.experts) == [0, 1]
+    assert (one.buffer.seen, one.young.seen) == (32, 32)
+    one.finish()
+    assert [told.pruned for told in one.report().experts] == [True, True]
+
+
 # -- fewer experts ---------------------------------------------------------------------------------
 
 
 def test_an_expert_that_wins_nothing_is_dropped():
     one = learner()
     streamed(one, (0, 1, 2))
-    hopeless = one.experts[1]
-    with torch.no_grad():
-        hopeless[2].weight.mul_(-20)  # wrong on its own samples
+    assert one.drop_unused() == ()
+    one.experts[1].load_state_dict(one.experts[0].state_dict())  # of equals the first wins
     assert one.drop_unused() == (1,)
     assert list(one.experts) == [0, 2]
     assert set(one.buffered().owner.tolist()) == {0, 2}
@@ -353,16 +379,16 @@ def test_twins_are_merged_and_others_are_not():
     assert one.merge() == {}
     twin = one.kept_experts[0]
     one.kept_experts[1].net.load_state_dict(twin.net.state_dict())
-    x, y = batch(0, 3, 60)
-    kept = one.buffered()
-    assert set(kept.owner.tolist()) == {0, 1}
+    x = batch(0, 3, 60)[0]
+    y = one.logits(x, 0).argmax(1)
     one.buffer = type(one.buffer)(120)  # samples of the first task, half of them the twin's
     for owner in (0, 1):
         rng = torch.Generator().manual_seed(owner)
         one.buffer.offer(x, y, owner, (owner * 2 + y).tolist(), rng)
     assert one.merge(0.1) == {1: 0}
     assert (list(one.experts), one.current) == ([0], 0)
-    assert len(one.buffered().y) == 120
+    assert not one.buffered().owner.any()
+    assert list(one.buffer.counts()) == [0, 1]  # keys of the one that stays
     assert one.observe(*batch(0, 8)).expert == 0
     with pytest.raises(InputError, match="tolerance"):
         one.merge(math.nan)
@@ -483,7 +509,11 @@ def test_an_interruption_leaves_the_learner_as_it_was(monkeypatch, where):
         (lambda x, y: (x[:0], y[:0]), InputError, "batch 2: there are no samples"),
         (lambda x, y: (x[:5], y), InputError, "one whole number for each"),
         (lambda x, y: (x, y.float()), InputError, "one whole number for each"),
-        (lambda x, y: (x[:, :4], y), MismatchError, r"a sample is \[4\], but those before .* \[6\]"),
+        (
+            lambda x, y: (x[:, :4], y),
+            MismatchError,
+            r"a sample is \[4\], but those before .* \[6\]",
+        ),
         (lambda x, y: (x * math.nan, y), NonFiniteError, "batch 2, expert 0: the loss is nan"),
         (lambda x, y: (x * math.inf, y), NonFiniteError, "batch 2, expert 0: the loss is nan"),
     ],

@@ -8,6 +8,11 @@ Differs from the page: 250 steps of 72 images, not 1,500, as 64 images a task ar
 heart; step and rate are those of the lowest loss on validation images, from the same grids for
 every model. `lora_alpha` is the rank, so that all adapters have the same scale. At width 64, the
 logits of a task at eight heads of eight skills are 4 % of an inventory: MHR-z cannot be below 1 %.
+
+On seeds 0, 1, 2 the order of losses does not hold: the shared LoRA of rank 8 does better than
+mixtures of rank 1 on two of three, under heads that spare the tasks most of their conflicts. MHR
+does better than Poly on all three, and its tasks' gradients agree more. Rates and steps beyond the
+grids are not known.
 """
 
 import copy
@@ -50,20 +55,18 @@ CLAIM = Claim(
         f"{TRAIN} images each; 6 more with {SHOTS} a class"
     ),
     model="vision6's transformer, frozen; equal adapter parameters (18,432), own linear heads",
-    metric="held-out loss in 0.01 nats; few-shot top-1 accuracy on test images, percent; cosines, percent",
+    metric="held-out loss in 0.01 nats; few-shot test accuracy and cosines in percent",
     checks=(
         Check(
             text="held-out loss: shared LoRA less MHR",
             left="loss_lora",
             right="loss_mhr",
             margin=2.0,
-            asserted=False,
         ),
         Check(
             text="held-out loss: Poly less MHR",
             left="loss_poly",
             right="loss_mhr",
-            asserted=False,
         ),
         Check(
             text="held-out loss: shared LoRA less Poly",
@@ -75,14 +78,12 @@ CLAIM = Claim(
             text="few-shot: MHR-mu over the tuned shared LoRA",
             left="few_mu",
             right="few_lora",
-            asserted=False,
         ),
         Check(
             text="few-shot: MHR-z over MHR",
             left="few_z",
             right="few_mhr",
             margin=-4.0,
-            asserted=False,
         ),
         Check(
             text="adapter parameters that MHR-z trains, percent of MHR's",
@@ -95,7 +96,6 @@ CLAIM = Claim(
             text="gradient alignment of the training tasks: MHR over shared LoRA",
             left="alignment_mhr",
             right="alignment_lora",
-            asserted=False,
         ),
     ),
 )
@@ -131,7 +131,7 @@ def measure(seed: int, on_step: OnStep | None = None) -> dict[str, float]:
                 kinds |= {"z": "z", "mu": "mu"}
                 out["z_share"] = 100 * share_of_z(best.model)
             for label, adapt in kinds.items():
-                scores = [few_shot(best.model, data, adapt, seed) for data in new.values()]
+                scores = [few_shot(best.model, data, adapt) for data in new.values()]
                 out[f"few_{label}"] = sum(scores) / len(scores)
     return out
 
@@ -264,7 +264,7 @@ def share_of_z(model: Skilled) -> float:
     return counts[0] / counts[1]
 
 
-def few_shot(model: Skilled, data: TaskData, adapt: Adapt, seed: int) -> float:
+def few_shot(model: Skilled, data: TaskData, adapt: Adapt) -> float:
     """Return the test accuracy on a new task, rate and step chosen by validation, in percent."""
     best = (math.inf, 0.0)
     for rate in Z_RATES if adapt == "z" else RATES:

@@ -3,9 +3,9 @@
 The page's bed: scikit-learn's digits, enlarged to 28x28 with the authors' normalisation for MNIST,
 1400 for training and 397 for testing, as the five tasks {2i vs 2i + 1} one after another, 15 epochs
 of batches of 16 each, LeNet, learning rate 0.05, smoothing 0.2, a window of 35, a buffer of 250.
-The page does not say which momentum it had: 0 here, since with the authors' 0.9 the loss of so
-small batches swings so that experts multiply (17 on seed 0, and fewer than 0.64 right). Chosen on
-what seed 0 to 2 detected in training, not on test images.
+The page does not say which momentum it had. Of 0, 0.5 and 0.9 (the authors') 0.5 was taken by what
+was detected in training on seeds 0 to 2: with 0.9 the loss of such small batches swings so that
+experts multiply (17 on seed 0), with 0 it falls so slowly that seed 0 misses a boundary.
 
 The page's second set, a sigmoid head that never leaves the loss of guessing, was drawings that are
 not here; photographs of CIFAR-10 in grey, from the user's folder, as many and treated alike, stand
@@ -29,7 +29,7 @@ from pluribus.train.continual.tame import Event, Tame, TameLearner
 from pluribus.train.prune import Pruning
 
 SIDE, TRAIN, TASKS, EPOCHS, BATCH, LATEST = 28, 1400, 5, 15, 16, 5
-HOW = Tame(lr=0.05, momentum=0.0, buffer=250, prune=None)
+HOW = Tame(lr=0.05, momentum=0.5, buffer=250, prune=None)
 PRUNED = replace(HOW, prune=Pruning(amount=0.9))
 
 CLAIM = Claim(
@@ -46,7 +46,6 @@ CLAIM = Claim(
             left="boundaries",
             margin=4.0,
             each=True,
-            asserted=False,
         ),
         Check(
             text="experts",
@@ -54,7 +53,6 @@ CLAIM = Claim(
             margin=7.0,
             at_most=True,
             each=True,
-            asserted=False,
         ),
         Check(
             text="TAME over one network on the same stream",
@@ -62,7 +60,6 @@ CLAIM = Claim(
             right="naive",
             margin=10.0,
             each=True,
-            asserted=False,
         ),
         Check(text="TAME", left="tame", margin=93.0, each=True, asserted=False),
         Check(
@@ -72,7 +69,6 @@ CLAIM = Claim(
             margin=3.0,
             at_most=True,
             each=True,
-            asserted=False,
         ),
         Check(
             text="pruned: numbers stored in experts and selector, in dense networks",
@@ -83,18 +79,16 @@ CLAIM = Claim(
             asserted=False,
         ),
         Check(
-            text="tasks A, B, A: the expert of most batches of A has most of them again",
+            text="tasks A, B, A: the expert of most batches of A, not of B, has most of A again",
             left="reselected",
             margin=1.0,
             each=True,
-            asserted=False,
         ),
         Check(
             text="the same with pruned experts",
             left="reselected_pruned",
             margin=1.0,
             each=True,
-            asserted=False,
         ),
         Check(
             text="sigmoid head on photographs: experts that learned",
@@ -105,7 +99,7 @@ CLAIM = Claim(
             asserted=False,
         ),
         Check(
-            text="the same: the report says that no expert ever learned",
+            text="the same: the report says that nobody learned, or that no shift can show now",
             left="photos_told",
             margin=1.0,
             each=True,
@@ -147,8 +141,8 @@ def measure(seed: int, on_step: OnStep | None = None) -> dict[str, float]:
         show("streams", 3, 3)
         for number, (name, how) in enumerate((("", HOW), ("_pruned", PRUNED))):
             _, events, starts = streamed(bed, (0, 1, 0), how, seed)
-            first, _, again = owners(events, starts)
-            out[f"reselected{name}"] = first == again
+            first, between, again = owners(events, starts)
+            out[f"reselected{name}"] = first == again != between
             show("A, B, A", number + 1, 2)
         out |= photographs(seed)
         show("photographs", 1, 1)
@@ -179,7 +173,10 @@ def photographs(seed: int) -> dict[str, float]:
         "photos": accuracy(learner, bed),
         "photos_experts": len(told.experts),
         "photos_learned": len(told.learned),
-        "photos_told": any(note.startswith("no expert ever learned") for note in told.warnings),
+        "photos_told": any(
+            note.startswith(("no expert ever learned", "the current expert's threshold"))
+            for note in told.warnings
+        ),
     }
 
 

@@ -25,6 +25,7 @@ from pluribus.route._banks import (
     banks,
     by_row,
 )
+from pluribus.route._inventory import is_transposed
 from pluribus.route._route import Current, Route
 from pluribus.route.parts import Activation, Bottleneck, Delta, activated
 
@@ -48,11 +49,6 @@ def mixer(module: nn.Module) -> "type[Site] | None":
     if isinstance(module, nn.LayerNorm | nn.GroupNorm) or _is_rms(module):
         return NormSite
     return None
-
-
-def is_transposed(module: nn.Module) -> bool:
-    """Whether this is GPT-2's linear layer, whose weight is (inputs, outputs)."""
-    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
 
 
 def _is_rms(module: nn.Module) -> bool:

@@ -8,7 +8,7 @@ from torch import nn
 
 from pluribus.core.errors import InputError, OutputError, listing
 from pluribus.core.lowrank import CONFIG, save_adapter
-from pluribus.route._sites import is_transposed
+from pluribus.route._inventory import is_transposed
 from pluribus.route.parts import LowRank
 from pluribus.route.routed import Routed
 

@@ -3,8 +3,9 @@
     from pluribus.train.continual import CheckpointFront, CredalBase, prefer
 
 `CredalBase` (IBCL) keeps posteriors of one small network over fixed features; `CheckpointFront`
-offers the same calls over fine-tunes of one base through the merge engine. Names are imported when
-they are first used, so that a front of checkpoints loads no torch.
+offers the same calls over fine-tunes of one base through the merge engine. `TameLearner` learns a
+stream whose tasks change without notice, with an expert for each. Names are imported when they are
+first used, so that a front of checkpoints loads no torch.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -16,26 +17,35 @@ if TYPE_CHECKING:
         SequentialPosterior,
         joint,
     )
+    from pluribus.train.continual.drift import LossShiftDetector, Switch
     from pluribus.train.continual.front import CheckpointFront
     from pluribus.train.continual.ibcl import CredalBase
     from pluribus.train.continual.metrics import AccuracyTable, backward_transfer, drawn, measure
     from pluribus.train.continual.posterior import GaussianPosterior
     from pluribus.train.continual.preference import Preferring, prefer, sweep
     from pluribus.train.continual.report import Cost, Report
+    from pluribus.train.continual.reservoir import ClassReservoir, Reservoir
+    from pluribus.train.continual.tame import Tame, TameLearner
     from pluribus.train.continual.variational import Inference
 
 _WHERE = {
     "AccuracyTable": "metrics",
     "CheckpointFront": "front",
+    "ClassReservoir": "reservoir",
     "Cost": "report",
     "CredalBase": "ibcl",
     "GaussianPosterior": "posterior",
     "GradientEpisodicMemory": "baselines",
     "Inference": "variational",
+    "LossShiftDetector": "drift",
     "Preferring": "preference",
     "Rehearsal": "baselines",
     "Report": "report",
+    "Reservoir": "reservoir",
     "SequentialPosterior": "baselines",
+    "Switch": "drift",
+    "Tame": "tame",
+    "TameLearner": "tame",
     "backward_transfer": "metrics",
     "drawn": "metrics",
     "joint": "baselines",
@@ -47,15 +57,21 @@ _WHERE = {
 __all__ = [
     "AccuracyTable",
     "CheckpointFront",
+    "ClassReservoir",
     "Cost",
     "CredalBase",
     "GaussianPosterior",
     "GradientEpisodicMemory",
     "Inference",
+    "LossShiftDetector",
     "Preferring",
     "Rehearsal",
     "Report",
+    "Reservoir",
     "SequentialPosterior",
+    "Switch",
+    "Tame",
+    "TameLearner",
     "backward_transfer",
     "drawn",
     "joint",

@@ -3,8 +3,8 @@
 TAME: Task Agnostic Continual Learning using Multiple Experts, https://arxiv.org/abs/2210.03869,
 sections 3.1 to 3.4; code at github.com/HaoranZhuExplorer/TAME, `utils_.py` and `prune.py`.
 
-    batch      every expert's loss, in eval mode; the current one's smoothed loss above its
-               threshold (see `drift`) gives the batch to the first expert that fits, or to a new one
+    batch      every expert's loss, in eval mode; if the current one's, smoothed, is above its
+               threshold (see `drift`), the first expert that fits has the batch, or a new one
     train      one step of SGD on cross-entropy by the expert that has the batch
     buffer     samples not seen before, with that expert's number: a reservoir of each class
     pruning    as an expert starts, the one before it: global L1, tuned on a reservoir of its own
@@ -14,7 +14,8 @@ Differs from the authors' code:
 
 - it never calls its pruning of experts, which is done here as the paper has it (`prune=None`: not);
   a pruned expert that takes over again keeps its zeros, and `finish` prunes the last one;
-- the pruning reservoir holds samples of the newest expert alone, also if an older one had batches;
+- the pruning reservoir holds samples of the newest expert alone, each once, also those that an
+  expert before it has seen: one that starts in a later epoch would never be pruned otherwise;
 - momentum of an expert that is not current is let go, for memory;
 - classes across tasks are not known to whom tasks are not: without `classes`, the buffer's classes
   are pairs of expert and label.
@@ -132,6 +133,7 @@ class Batch(NamedTuple):
     rows: list[int]  # of samples not seen before
     ids: set[int]  # of those
     classes: list[int] | None  # of those, where classes are told
+    given: list[int] | None  # ids of all samples
 
 
 class TameLearner:
@@ -167,7 +169,8 @@ class TameLearner:
         self.buffer = ClassReservoir(self.how.buffer, self.how.classes)
         self.young = Reservoir(self.how.prune_buffer)
         self.young_of: int | None = None  # the expert whose samples `young` holds
-        self.ids: set[int] = set()
+        self.ids: set[int] = set()  # of samples offered to the buffer
+        self.young_ids: set[int] = set()  # of samples offered to `young`
         self.selector: nn.Module | None = None
         self.chosen_from: tuple[int, ...] = ()  # what the selector's outputs stand for
         self.selector_won: dict[int, int] = {}  # buffered samples that it gives to each expert
@@ -206,20 +209,23 @@ class TameLearner:
             return self.networks.measured(experts[number].net, batch.x, batch.y, name)
 
         decided = switch.decide(loss_of)
-        young, young_of = self.young.copy(), self.young_of
+        young, young_of, young_ids = self.young.copy(), self.young_of, self.young_ids
         if decided.kind == "new":
             if young_of is not None:
                 experts[young_of] = self._pruned(young_of)
-            young, young_of = Reservoir(self.how.prune_buffer), decided.expert
+            young, young_of, young_ids = Reservoir(self.how.prune_buffer), decided.expert, set()
         experts = {
             n: one if n == decided.expert else replace(one, optimiser=None)
             for n, one in experts.items()
         }
         one = experts[decided.expert]
         buffer = self._offered(batch, decided.expert, where)
-        if self.how.prune and one.masks is None and young_of == decided.expert and batch.rows:
-            rng = stream(self.seed, where, "pruning priorities")
-            young.offer(batch.x[batch.rows], batch.y[batch.rows], rng)
+        added: set[int] = set()
+        if self.how.prune and one.masks is None and young_of == decided.expert:
+            rows, added = _unseen(batch.given, len(y), young_ids)
+            if rows:
+                rng = stream(self.seed, where, "pruning priorities")
+                young.offer(batch.x[rows], batch.y[rows], rng)
         switch.take(decided.loss)
         alarms = self.alarms
         if decided.alarm or decided.kind != "same":
@@ -233,12 +239,14 @@ class TameLearner:
         self._committed(
             one,
             batch,
+            added,
             where,
             kept_experts=experts,
             switch=switch,
             buffer=buffer,
             young=young,
             young_of=young_of,
+            young_ids=young_ids,
             alarms=alarms,
             shape=tuple(x.shape[1:]),
             named=classes is not None,
@@ -423,15 +431,10 @@ class TameLearner:
                 )
         if self.named is not None and self.named != (classes is not None):
             raise InputError(f"{where}: give classes with every batch, or with none")
-        rows, new = list(range(len(y))), set()
-        if ids is not None:
-            rows = []
-            for row, number in enumerate(ids.tolist()):
-                if number not in self.ids and number not in new:
-                    rows.append(row)
-                    new.add(number)
+        given = None if ids is None else ids.tolist()
+        rows, new = _unseen(given, len(y), self.ids)
         names = None if classes is None else [int(classes[row]) for row in rows]
-        return Batch(x.to(self.device), y.to(self.device).long(), rows, new, names)
+        return Batch(x.to(self.device), y.to(self.device).long(), rows, new, names, given)
 
     def _offered(self, batch: Batch, expert: int, where: str) -> ClassReservoir:
         """Return the buffer with the samples of a batch that are new."""
@@ -443,7 +446,9 @@ class TameLearner:
         out.offer(batch.x[batch.rows], y, expert, batch.classes or names, rng)
         return out
 
-    def _committed(self, one: Expert, batch: Batch, where: str, **state: Any) -> None:
+    def _committed(
+        self, one: Expert, batch: Batch, added: set[int], where: str, **state: Any
+    ) -> None:
         """Train an expert and take a new state, both or neither."""
         before, saved = self.batches, one.saved()
         try:
@@ -452,11 +457,13 @@ class TameLearner:
                 group["lr"] = self.how.rate(one.steps)
             self.networks.step(one, batch.x, batch.y, where)
             self.ids |= batch.ids
+            state["young_ids"] |= added
             self.__dict__.update(state)  # one call, which no signal divides
         except BaseException:
             if self.batches == before:
                 one.restore(saved)
                 self.ids -= batch.ids
+                state["young_ids"] -= added
             raise
 
     def _pruned(self, number: int) -> Expert:
@@ -485,3 +492,15 @@ class TameLearner:
         if not self.kept_experts:
             raise InputError("there is no expert yet: observe a batch first")
         return tuple(self.kept_experts)
+
+
+def _unseen(ids: list[int] | None, count: int, seen: set[int]) -> tuple[list[int], set[int]]:
+    """Return the rows whose ids were not seen, each once, and those ids."""
+    if ids is None:
+        return list(range(count)), set()
+    rows, new = [], set()
+    for row, number in enumerate(ids):
+        if number not in seen and number not in new:
+            rows.append(row)
+            new.add(number)
+    return rows, new

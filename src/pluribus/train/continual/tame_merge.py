@@ -80,6 +80,7 @@ def _drop(learner: "TameLearner", gone: dict[int, int], owners: dict[int, int]) 
         buffer=learner.buffer.reassigned(owner_of, class_of),
         young=young,
         young_of=young_of,
+        young_ids=learner.young_ids if young_of is not None else set(),
         selector=None,
         chosen_from=(),
         selector_won={},

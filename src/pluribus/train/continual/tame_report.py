@@ -2,7 +2,8 @@
 
 An expert has learned once its threshold was below ln c, the loss of guessing: only then does a
 fall back to guessing show. An expert that never got there cannot reveal a shift, and a stream that
-left one expert behind in that state was not found to be one task; nothing was found.
+left one expert behind in that state was not found to be one task; nothing was found. One that has
+learned becomes as blind again if its loss rises back, which is told of the current one.
 """
 
 from dataclasses import asdict, dataclass
@@ -141,6 +142,12 @@ def _warnings(learner: "TameLearner", experts: list[Told], chance: float) -> lis
         notes.append(
             f"{_numbers(failed)} never learned and may be the work of false alarms or of a short "
             "stretch; drop_unused() or merge() may do without"
+        )
+    now = next((one for one in experts if one.number == learner.current), None)
+    if now and now.learned and now.threshold is not None and now.threshold >= chance:
+        notes.append(
+            f"the current expert's threshold ({now.threshold:.3f} nats) is not below the loss of "
+            f"guessing ({chance:.3f}): a shift to a task that nobody knows cannot show now"
         )
     if forced := sum(alarm.forced for alarm in learner.alarms):
         notes.append(

@@ -36,6 +36,7 @@ def state_dict(learner: "TameLearner") -> dict[str, Any]:
         "buffer": learner.buffer.state_dict(),
         "young": learner.young.state_dict(),
         "ids": torch.tensor(sorted(learner.ids), dtype=torch.long),
+        "young_ids": torch.tensor(sorted(learner.young_ids), dtype=torch.long),
         "alarms": [tuple(alarm) for alarm in learner.alarms],
         "selector": None if selector is None else deepcopy(dict(selector.state_dict())),
         **{name: getattr(learner, name) for name in PLAIN},
@@ -67,6 +68,7 @@ def load(learner: "TameLearner", state: dict[str, Any]) -> None:
             "buffer": ClassReservoir.restored(state["buffer"]),
             "young": Reservoir.restored(state["young"]),
             "ids": set(state["ids"].tolist()),
+            "young_ids": set(state["young_ids"].tolist()),
             "alarms": tuple(Alarm(*alarm) for alarm in state["alarms"]),
             "selector": None,
         }
