@@ -24,7 +24,7 @@ from pluribus.tune import _recipe as tune_recipe  # noqa: E402
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 RUNNABLE = [
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{n}.md" for n in ("guide", "routing", "tuning")),
+    *(ROOT / "docs" / f"{n}.md" for n in ("guide", "routing", "skills", "tuning")),
 ]
 COMMANDS = typer.main.get_command(build()).commands
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -1,5 +1,6 @@
 """A composite equals, row by row, the merge of the base with that row's parts."""
 
+import copy
 from functools import partial
 
 import pytest
@@ -333,6 +334,8 @@ def test_bad_input():
     broken[1, 2] = float("nan")
     with pytest.raises(NonFiniteError, match="the route of row 1 is not finite"):
         routed(x, weights=broken)
+    with pytest.raises(InputError, match="cannot be deep-copied; save it"):
+        copy.deepcopy(routed)
     with pytest.raises(InputError, match="there is no part to route to"):
         Routed(base, {})
     with pytest.raises(InputError, match="top_k is 4; there are 3 parts"):

@@ -20,7 +20,7 @@ input's weights instead.
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -539,6 +539,10 @@ class Routed(nn.Module):
         for module in (self.sites, self.odd):
             yield from module.parameters()
             yield from module.buffers()
+
+    def __deepcopy__(self, memo: dict) -> NoReturn:
+        """Refuse: the layers of a copied base would go on asking these parts."""
+        raise InputError("a composite cannot be deep-copied; save it, and load it again")
 
     def detach(self) -> nn.Module:
         """Take the parts out of the base for good, and return the base."""
