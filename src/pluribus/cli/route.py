@@ -77,6 +77,7 @@ def explain(
     html: Annotated[Path | None, typer.Option(help="Also write a page with plots.")] = None,
     device: Device = None,
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Show which parts a composite chooses for which inputs, and how sure it is.
 
@@ -87,7 +88,7 @@ def explain(
     from pluribus.route import explain as explained
 
     check_page(html)
-    found, _ = explained.of_folder(composite, inputs or [], limit, device or "cpu")
+    found = explained.of_folder(composite, inputs or [], limit, device or "cpu", steps(quiet))
     if html is not None:
         report.save(html, found.html(f"Routes of {composite.name}"))
     if as_json:

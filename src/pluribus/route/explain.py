@@ -4,7 +4,7 @@ A group is what inputs were given together: a file of texts, or a zoo's task. `s
 energy score of `pluribus.route.router`, higher for inputs unlike all that the router learned.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from pluribus.core.errors import InputError
 from pluribus.route.fit import features
 from pluribus.route.routed import Routed
 from pluribus.route.router import Gate, strangeness
+
+OnStep = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,7 @@ def explain(
     routed: Routed,
     inputs: Mapping[str, Iterable[Any] | Tensor],
     shown: Mapping[str, list[str]] | None = None,
+    on_step: OnStep | None = None,
 ) -> Explained:
     """Route inputs by group; tensors (n, ...), or iterables of batches. Runs no part.
 
@@ -157,7 +160,11 @@ def explain(
         raise InputError("this composite has no router, so there is nothing to explain")
     if not inputs:
         raise InputError("there are no inputs to route")
-    seen = {name: features(routed, found) for name, found in inputs.items()}
+    seen = {}
+    for number, (name, found) in enumerate(inputs.items()):
+        seen[name] = features(routed, found)
+        if on_step is not None:
+            on_step("routes", number + 1, len(inputs))
     rows = torch.cat([*seen.values()])
     weights = routed.weigh(rows)
     group = [n for n, found in enumerate(seen.values()) for _ in range(len(found))]
@@ -171,8 +178,12 @@ def explain(
 
 
 def of_folder(
-    folder: str | Path, files: list[str], limit: int | None, device: str = "cpu"
-) -> tuple[Explained, Any]:
+    folder: str | Path,
+    files: list[str],
+    limit: int | None,
+    device: str = "cpu",
+    on_step: OnStep | None = None,
+) -> Explained:
     """Explain a saved composite: on files of texts, or on its zoo's test inputs."""
     from pluribus.route import store
     from pluribus.route.recipe import tokens
@@ -186,7 +197,7 @@ def of_folder(
         if unknown := [task for task in tasks if task not in zoo.tasks]:
             raise InputError(f"zoo {zoo.name} has no task {unknown[0]!r}: {', '.join(zoo.tasks)}")
         inputs = {task: zoo.tasks[task].split("test").x[:limit].to(device) for task in tasks}
-        return explain(routed, inputs), routed
+        return explain(routed, inputs, on_step=on_step)
     if not files:
         raise InputError("give files of texts whose routes are to be explained")
     tokenizer = store.tokenizer_of(folder)
@@ -200,4 +211,4 @@ def of_folder(
         ]
         for name, texts in shown.items()
     }
-    return explain(routed, batches, shown), routed
+    return explain(routed, batches, shown, on_step)
