@@ -136,6 +136,7 @@ def shared_by(path: str, granularity: Granularity) -> str:
 
 
 def routing(router: TaskRouter) -> Routing:
+    """Return what a table of logits has learned."""
     with torch.no_grad():
         z = router.table().double().view(-1, router.heads, router.skills)
         p = torch.sigmoid(z)
@@ -148,6 +149,7 @@ def routing(router: TaskRouter) -> Routing:
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read a saved inventory: its settings and tensors. Raises MissingError or FormatError."""
     try:
         with safe_open(path, framework="pt") as file:
             told = (file.metadata() or {}).get("pluribus", "")

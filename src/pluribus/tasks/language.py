@@ -24,6 +24,7 @@ from pluribus.core.optional import optional
 from pluribus.core.shapes import Float, Int
 from pluribus.core.weights import Weights
 from pluribus.tasks.open_model import load
+from pluribus.tasks.openers import opener
 from pluribus.tasks.systems import Asked, OnStep, Predictions, check_scores, digest_of
 from pluribus.tasks.task import sample
 
@@ -70,10 +71,8 @@ class CausalLM:
         Raises MissingError without configuration or tokenizer, MismatchError if the tensors are not
         the architecture's, ExtraError without transformers.
         """
-        if isinstance(what, str | Path) and (Path(what) / "routed.json").is_file():
-            from pluribus.route import store
-
-            model, tokenizer = store.load(what, device=device), store.tokenizer_of(what)
+        if (found := opener(what)) is not None:
+            model, tokenizer = found.language(what, device)
             name = Path(what).name
         else:
             weights = Weights.open(what)

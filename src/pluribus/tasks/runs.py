@@ -11,6 +11,7 @@ from typing import Any
 from pluribus.core.errors import InputError, MismatchError, nearest
 from pluribus.tasks import named, sets
 from pluribus.tasks.evaluate import Report, Reports, evaluate_all
+from pluribus.tasks.openers import opener
 from pluribus.tasks.systems import OnStep, ZooSystem, zoo_tasks
 from pluribus.tasks.task import Task
 
@@ -119,8 +120,8 @@ def on_zoo(wanted: Wanted, name: str, on_step: OnStep | None = None) -> Reports:
     }
     systems: list[ZooSystem] = []
     for label, reference in labelled(wanted.models).items():
-        if is_composite(reference):
-            systems.append(_composite(reference, label, zoo, wanted.device))
+        if (found := opener(reference)) is not None:
+            systems.append(found.of_zoo(reference, zoo, label, wanted.device))
             continue
         with merged(reference, on_step) as what:
             weights = Weights.open(what)
@@ -138,25 +139,6 @@ def on_zoo(wanted: Wanted, name: str, on_step: OnStep | None = None) -> Reports:
         specialists={task.name: experts[task.name] for task in tasks},
         on_step=on_step,
     )
-
-
-def is_composite(reference: str) -> bool:
-    """Whether a reference is a folder that `pluribus route build` wrote."""
-    return (Path(reference).expanduser() / "routed.json").is_file()
-
-
-def _composite(reference: str, label: str, zoo: Any, device: str) -> ZooSystem:
-    from pluribus.route import store
-    from pluribus.route.system import RoutedZooSystem
-
-    made = store.manifest(Path(reference).expanduser())["origin"]
-    if made != {"zoo": zoo.name, "seed": zoo.seed, "sizes": {}}:
-        raise MismatchError(
-            f"{label} is not of zoo {zoo.name} with seed {zoo.seed} and the usual sizes; it was "
-            f"made of {made or 'models that are no zoo'}"
-        )
-    routed = store.load(reference, zoo.module(), device=device)
-    return RoutedZooSystem(zoo=zoo, routed=routed, label=label)
 
 
 def on_harness(wanted: Wanted, include: Path | None = None) -> Reports:
