@@ -1,7 +1,9 @@
 """A composite equals, row by row, the merge of the base with that row's parts."""
 
 import copy
+import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,9 @@ from pluribus.core.errors import InputError, MismatchError, NonFiniteError
 from pluribus.route import Bottleneck, Dense, LowRank, Masked, Routed, Scaled
 from pluribus.route.parts import packed
 from pluribus.tasks.encoders.transformer import VisionTransformer
+
+sys.path.insert(0, str(Path(__file__).parent))  # tests are collected without a package
+from layers import Conv1D
 
 
 class Mean(nn.Module):
@@ -37,20 +42,6 @@ class Rms(nn.Module):
 
 class LlamaRMSNorm(Rms):
     """Found by its name."""
-
-
-class Conv1D(nn.Module):
-    """A linear layer whose weight lies transposed, as GPT-2's does."""
-
-    def __init__(self, nf: int, nx: int) -> None:
-        super().__init__()
-        self.nf = nf
-        self.weight = nn.Parameter(torch.randn(nx, nf))
-        self.bias = nn.Parameter(torch.randn(nf))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return x W + b."""
-        return x @ self.weight + self.bias
 
 
 class Token(nn.Module):

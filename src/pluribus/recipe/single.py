@@ -3,10 +3,30 @@
 from pathlib import Path
 
 import yaml
-from pydantic import ValidationError
+from pydantic import PrivateAttr, ValidationError
 
 from pluribus.core.errors import MissingError, RecipeError, nearest
+from pluribus.recipe.schema import Strict
 from pluribus.recipe.text import Document, documents
+
+
+class WithData(Strict):
+    """One model and a file of texts like those it is for."""
+
+    model: str
+    data: str | None = None
+    name: str | None = None  # by default its folder's
+
+
+class Placed(Strict):
+    """A recipe whose paths are looked for beside its file first."""
+
+    _folder: Path | None = PrivateAttr(None)
+
+    def place(self, path: str) -> str:
+        """Return a path beside the recipe if there is such a one, else as it is written."""
+        beside = self._folder / path if self._folder is not None else None
+        return str(beside) if beside is not None and beside.exists() else path
 
 
 def single(path: str | Path, what: str) -> Document:

@@ -8,6 +8,7 @@ Low-rank deltas are two batched products; dense and masked ones run once for eac
 the batch (one-hot routes: for each part that is used), or once for each part where that is less.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -64,7 +65,7 @@ def _epsilon(module: nn.Module) -> float | None:
     return None
 
 
-class Site(nn.Module):
+class Site(nn.Module, ABC):
     """A module of the base and the deltas of its tensors."""
 
     tensors: tuple[str, ...] = ("weight", "bias")
@@ -99,9 +100,9 @@ class Site(nn.Module):
 
         return self.module.register_forward_hook(hook, with_kwargs=True)
 
+    @abstractmethod
     def mix(self, x: Tensor, y: Tensor, route: Route) -> Tensor:
         """Return the output with every row's mixture of parts."""
-        raise NotImplementedError
 
     def rows_of(self, name: str, route: Route, rows: int) -> Tensor | None:
         """Return each row's delta of a small tensor (b, ...), or None if there is none."""

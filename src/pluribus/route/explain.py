@@ -185,9 +185,9 @@ def of_folder(
     on_step: OnStep | None = None,
 ) -> Explained:
     """Explain a saved composite: on files of texts, or on its zoo's test inputs."""
+    from pluribus.recipe.lines import read
     from pluribus.route import store
     from pluribus.route.recipe import tokens
-    from pluribus.tune._texts import read
 
     table = store.manifest(Path(folder).expanduser())
     routed = store.load(folder, device=device)

@@ -36,6 +36,7 @@ from pluribus.core.errors import (
     nearest,
 )
 from pluribus.core.shapes import Int
+from pluribus.route._around import Around
 from pluribus.route._inventory import (
     AdapterInventory,
     CurrentTasks,
@@ -127,7 +128,7 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, seed: int = 0) -> "S
     return wrapped
 
 
-class Skilled(nn.Module):
+class Skilled(Around):
     """A frozen base whose layers mix adapters by the task of each row; made by `wrap`.
 
     Called as the base is, inside `with model.tasks(ids)` or with `task_ids=`; the base called by
@@ -535,15 +536,6 @@ class Skilled(nn.Module):
             router.logits = nn.Parameter(tensors[f"z/{key}"].to(router.logits).clone())
             router.added = nn.ParameterList()
         self.routed_tasks, self.own_tasks = list(tasks), list(own)
-
-    def __getattr__(self, name: str) -> Any:
-        """Look for what is not ours in the base: config, device, dtype."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name in ("base", "_modules", "_parameters", "_buffers") or name.startswith("__"):
-                raise
-            return getattr(super().__getattr__("base"), name)
 
 
 def _remove(handles: Sequence[Any]) -> None:

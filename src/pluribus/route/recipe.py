@@ -21,23 +21,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from annotated_types import Gt
-from pydantic import Field, PrivateAttr, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from pluribus.core.errors import RecipeError
 from pluribus.recipe.schema import Strict
-from pluribus.recipe.single import fault, single
+from pluribus.recipe.single import Placed, WithData, fault, single
 from pluribus.recipe.text import Document
 
 Plain = dict[str, Any]
 Count = Annotated[int, Gt(0)]
-
-
-class Source(Strict):
-    """One part's model, and inputs like those it is for."""
-
-    model: str
-    data: str | None = None
-    name: str | None = None  # of the part; by default its folder's
 
 
 class RouterRecipe(Strict):
@@ -52,7 +44,7 @@ class RouterRecipe(Strict):
     uniform_on_nan: bool = False
 
 
-class RouteRecipe(Strict):
+class RouteRecipe(Placed):
     """A composite as a user writes it. `load` reads one; nothing is opened yet."""
 
     parts: Literal["low_rank", "masks", "adapters"]
@@ -62,12 +54,11 @@ class RouteRecipe(Strict):
     zoo: str | None = None
     zoo_sizes: Plain = Field(default_factory=dict)
     base_model: str | None = None
-    models: Annotated[list[Source], Field(min_length=1)] | None = None
+    models: Annotated[list[WithData], Field(min_length=1)] | None = None
     max_length: Count = 64
     limit: Count = 500  # inputs of each part that the router sees
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     device: str = "cpu"
-    _folder: Path | None = PrivateAttr(None)
 
     @model_validator(mode="after")
     def _consistent(self) -> "RouteRecipe":
@@ -86,11 +77,6 @@ class RouteRecipe(Strict):
                     "file of texts, or write router: none"
                 )
         return self
-
-    def place(self, path: str) -> str:
-        """Return a path beside the recipe if there is such a one, else as it is written."""
-        beside = self._folder / path if self._folder is not None else None
-        return str(beside) if beside is not None and beside.exists() else path
 
 
 class Inputs(NamedTuple):
@@ -162,8 +148,8 @@ def _of_zoo(recipe: RouteRecipe, on_step: Any) -> Built:
 
 def _of_folders(recipe: RouteRecipe, on_step: Any) -> Built:
     from pluribus.core.weights import Weights
+    from pluribus.recipe.lines import read
     from pluribus.tasks.open_model import load as opened
-    from pluribus.tune._texts import read
 
     assert recipe.models is not None
     assert recipe.base_model is not None

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from pluribus.core.errors import InputError, MismatchError, listing, nearest
 from pluribus.core.shapes import Float
+from pluribus.route._around import Around
 from pluribus.route._banks import Banks, banks, by_row, mixed
 from pluribus.route._batch import begun_as, close, joined, remember, rows_of, splits, taken
 from pluribus.route._route import Current, Route
@@ -38,7 +39,7 @@ from pluribus.route.router import Router
 Weights = Mapping[str, Float[Tensor, " b"] | float] | Float[Tensor, "b t"] | Sequence[str] | str
 
 
-class Routed(nn.Module):
+class Routed(Around):
     """A base with parts, called as the base is.
 
     `parts` maps names to parts; a part maps the base's tensor names to deltas. `router` gives
@@ -550,15 +551,6 @@ class Routed(nn.Module):
             handle.remove()
         self._handles = []
         return self.base
-
-    def __getattr__(self, name: str) -> Any:
-        """Look for what is not ours in the base: config, device, dtype, tokenizers."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name in ("base", "_modules", "_parameters", "_buffers") or name.startswith("__"):
-                raise
-            return getattr(super().__getattr__("base"), name)
 
 
 def _headed(out: Any, head: Mapping[str, Tensor] | None) -> Any:

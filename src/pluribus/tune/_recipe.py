@@ -24,32 +24,24 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from annotated_types import Gt
-from pydantic import Field, PrivateAttr, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from pluribus.core.errors import InputError, RecipeError
 from pluribus.core.optional import optional
 from pluribus.core.pool import Pool
 from pluribus.loss import LOSSES, needs
-from pluribus.recipe.schema import Strict
-from pluribus.recipe.single import fault, single
+from pluribus.recipe.lines import read
+from pluribus.recipe.single import Placed, WithData, fault, single
 from pluribus.recipe.text import Document
 from pluribus.tune import TUNERS
 from pluribus.tune._model import Forward, ModuleForward
-from pluribus.tune._texts import Texts, read
+from pluribus.tune._texts import Texts
 
 Plain = dict[str, Any]
 Count = Annotated[int, Gt(0)]
 
 
-class Model(Strict):
-    """One expert and its inputs."""
-
-    model: str
-    data: str | None = None
-    name: str | None = None  # of its task; by default its folder's
-
-
-class TuneRecipe(Strict):
+class TuneRecipe(Placed):
     """A tuning run as a user writes it. `load` reads one; nothing is opened yet."""
 
     tune_method: str
@@ -60,13 +52,12 @@ class TuneRecipe(Strict):
     zoo_sizes: Plain = Field(default_factory=dict)
     split: Literal["test", "val", "train"] = "test"
     base_model: str | None = None
-    models: Annotated[list[Model], Field(min_length=1)] | None = None
+    models: Annotated[list[WithData], Field(min_length=1)] | None = None
     batch_size: Count = 16
     max_length: Count = 64
     limit: Count | None = None  # inputs of each task, at most
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     device: str = "cpu"
-    _folder: Path | None = PrivateAttr(None)
 
     @model_validator(mode="after")
     def _consistent(self) -> "TuneRecipe":
@@ -81,11 +72,6 @@ class TuneRecipe(Strict):
     def on(self, device: str) -> "TuneRecipe":
         """Return the same run on another device."""
         return self.model_copy(update={"device": device})
-
-    def place(self, path: str) -> str:
-        """Return a path beside the recipe if there is such a one, else as it is written."""
-        beside = self._folder / path if self._folder is not None else None
-        return str(beside) if beside is not None and beside.exists() else path
 
 
 class Run(NamedTuple):
