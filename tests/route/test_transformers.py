@@ -118,7 +118,7 @@ def test_a_router_by_hidden_states_and_a_saved_composite(routed, tmp_path):
         for name, span in ranges.items()
     }
     told = fit_router(routed, inputs, kind="linear", epochs=60, lr=2e-2)
-    assert told.accuracy > 0.5  # of chance a third
+    assert told.accuracy > 0.6
     prompt = torch.cat([batch[0]["input_ids"][:1] for batch in inputs.values()])
     expected = routed(prompt)
     routed.save(tmp_path / "composite")
