@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from pluribus.core.errors import InputError, MismatchError
-from pluribus.route.features import features_of, pooled
+from pluribus.route.features import features_of, pooled, spread
 
 
 class Body(nn.Module):
@@ -48,6 +48,11 @@ def test_each_kind_by_hand():
     model.runs = 0
     both = features_of("module:base_model.first+output")(model, x)
     assert model.runs == 1
+    spread_out = features_of("spread:base_model.first")(model, x, attention_mask=mask)
+    first = model.base_model.first(x)
+    torch.testing.assert_close(
+        spread_out, torch.stack([first[0, :2].std(0, correction=0), first[1].std(0, correction=0)])
+    )
     torch.testing.assert_close(both, torch.cat([inside, model.head(hidden).mean(1)], 1))
     assert not model.base_model.first._forward_hooks
 
@@ -55,13 +60,45 @@ def test_each_kind_by_hand():
 def test_maps_are_averaged_over_places():
     maps = torch.randn(2, 3, 4, 5)
     torch.testing.assert_close(pooled(maps), maps.mean((2, 3)))
+    torch.testing.assert_close(spread(maps), maps.std((2, 3), correction=0))
+
+
+def test_rows_without_a_place_that_counts_are_zero():
+    out, mask = torch.randn(2, 3, 4), torch.tensor([[0, 0, 0], [0, 1, 0]])
+    torch.testing.assert_close(pooled(out, mask), torch.stack([torch.zeros(4), out[1, 1]]))
+    assert not spread(out, mask).any()
+
+
+def test_a_pass_ends_where_all_that_is_looked_at_has_run():
+    runs = []
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    model[2].register_forward_hook(lambda *_: runs.append(2))
+    x = torch.randn(2, 5, 3)
+    found = features_of("module:0+spread:0")(model, x)
+    assert not runs
+    out = model[0](x)
+    torch.testing.assert_close(found, torch.cat([out.mean(1), out.std(1, correction=0)], 1))
+    features_of("module:0+output")(model, x)
+    assert runs == [2]
+    assert not model[0]._forward_hooks
+
+
+def test_of_a_module_that_runs_twice_the_first_output_counts():
+    layer = nn.Linear(3, 3)
+    x = torch.randn(2, 3)
+    late = nn.Sequential(layer, layer, nn.Linear(3, 1))
+    torch.testing.assert_close(features_of("module:0")(late, x), layer(x))
+    torch.testing.assert_close(
+        features_of("module:0+output")(late, x), torch.cat([layer(x), late(x)], 1)
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("outputs", "expected one of output, hidden, module:NAME"),
-        ("module:", "name the module"),
+        ("outputs", "expected one of output, hidden, module:NAME, spread:NAME"),
+        ("module:", "name the module, as in module:"),
+        ("spread:", "name the module, as in spread:"),
         ("output+hidden", "take a pass each"),
     ],
 )
@@ -75,9 +112,11 @@ def test_bad_input():
     with pytest.raises(InputError, match=r"no module 'base_model.frist'.*Did you mean"):
         features_of("module:base_model.frist")(model, x)
     assert not model.base_model.first._forward_hooks
-    with pytest.raises(MismatchError, match="module:spare did not run"):
+    with pytest.raises(MismatchError, match="module spare did not run"):
         features_of("module:spare")(model, x)
     with pytest.raises(MismatchError, match="Linear has no last hidden state"):
         features_of("hidden")(nn.Linear(3, 2), x)
+    with pytest.raises(MismatchError, match="no places to be spread over; take module:"):
+        features_of("spread:first")(model.base_model, x[:, 0])
     with pytest.raises(MismatchError, match="have no row for each input"):
         pooled(torch.randn(3))

