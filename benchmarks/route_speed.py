@@ -12,8 +12,14 @@ part, shuffled. In one process, in turn, `--repeats` times, medians of `--steps`
     names    PEFT's own mixed batches (`adapter_names=`)
     merging  each input through its own merged weights                  at least 10 of routed
 
-and switching a model to another expert in place, beside loading that expert's checkpoint: at most
-0.15. Prints JSON; all outputs of one kind are compared first.
+and switching a model to another expert in place, at most 0.15 of loading that expert's checkpoint:
+
+    load       `load_state_dict` of the file, which the system has in memory
+    load_cold  the same after the system was told to forget the file
+    masked     `Routed.switch` among masked parts, low_rank: among low-rank ones
+    store      `load_into` of the bank of masks, from its file
+
+Prints JSON; all outputs of one kind are compared first.
 """
 
 import argparse
@@ -31,7 +37,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from pluribus.route import LowRank, Routed
+from pluribus.route import LowRank, Routed, from_store
 
 PARTS, BATCH, TOKENS = 8, 32, 50
 
@@ -90,10 +96,11 @@ def with_peft(width: int, depth: int, rank: int, found: dict) -> nn.Module:
     return model.eval()
 
 
-def timed(run, steps: int) -> float:
+def timed(run, steps: int, before=lambda: None) -> float:
     run()
     times = []
     for _ in range(steps):
+        before()
         began = time.perf_counter()
         run()
         times.append(time.perf_counter() - began)
@@ -174,15 +181,25 @@ def switching(given) -> dict[str, float]:
         TallMasks(mask_lambda=0.4).fit(state, experts).save(Path(folder) / "bank")
         bank = open_store(Path(folder) / "bank", Path(folder) / "base.safetensors")
 
+        masked = from_store(network(given.width, given.depth), bank)
+        file = Path(folder) / "b.safetensors"
+
         def load() -> None:
             from safetensors.torch import load_file
 
-            base.load_state_dict(load_file(Path(folder) / "b.safetensors"))
+            base.load_state_dict(load_file(file))
+
+        def forget() -> None:
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+                os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
         turn = iter(range(10**9))
         out = {
             "load": timed(load, given.steps),
-            "masked": timed(lambda: bank.load_into(base, "abc"[next(turn) % 3]), given.steps),
+            "load_cold": timed(load, given.steps, before=forget),
+            "masked": timed(lambda: masked.switch("abc"[next(turn) % 3]), given.steps),
+            "store": timed(lambda: bank.load_into(base, "abc"[next(turn) % 3]), given.steps),
             "low_rank": timed(lambda: routed.switch(f"part{next(turn) % PARTS}"), given.steps),
         }
     routed.switch(None)
@@ -235,7 +252,7 @@ def main() -> None:
     }
     table["switching_over_load"] = {
         n: round(table["switching_s"][n] / table["switching_s"]["load"], 3)
-        for n in ("masked", "low_rank")
+        for n in ("load_cold", "masked", "store", "low_rank")
     }
     print(json.dumps(table, indent=1))
     if given.out:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pluribus import catalogue, claims
+from pluribus.claims._page import markdown as record_tables
 
 RESULTS = Path("benchmarks/results")
 
@@ -48,12 +49,18 @@ def pages() -> str:
     return "\n\n".join(parts)
 
 
+def composites() -> str:
+    """Return the tables of the claim on composites."""
+    return record_tables(json.loads((RESULTS / "claims" / "composite.json").read_text()))
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "methods": catalogue.markdown,
     "tuners": catalogue.tuners,
     "claims": lambda: claims.markdown(RESULTS / "claims"),
     "verdicts": lambda: claims.verdicts(RESULTS / "claims"),
     "speed": speed,
+    "composites": composites,
     "pages": pages,
 }
 

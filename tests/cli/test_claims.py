@@ -7,6 +7,7 @@ import pytest
 
 from pluribus import claims
 from pluribus.claims import Check, Claim
+from pluribus.claims._page import markdown
 
 CLAIM = Claim(
     name="toy",
@@ -120,6 +121,31 @@ def test_kept_figures_that_are_damaged_or_of_other_code_are_measured_anew(
 def test_progress(cli, place, toy):
     assert "measuring" in cli("claims", "toy", "--out", "records", terminal=True).err
     assert cli("claims", "toy", "--out", "records", "--quiet", terminal=True).err == ""
+
+
+def test_a_page_with_tables_and_a_plot(cli, place, toy, monkeypatch):
+    def measure(seed, on_step):
+        figures = {"a": 10.0 + seed, "b": toy["b"]}
+        for system, accuracy, storage in (("merge", 81.0, 12.5), ("<parts>, routed", 98.0, 30.0)):
+            figures[f"images/{system}/accuracy"] = accuracy + seed
+            figures[f"images/{system}/storage"] = storage
+        return figures
+
+    monkeypatch.setattr(claims, "load", lambda name: (CLAIM, measure))
+    assert cli("claims", "toy", "--out", "records", "--html", "page.html").code == 0
+    page = (place / "page.html").read_text()
+    assert "toy: holds" in page
+    assert "images: accuracy against storage" in page
+    assert "&lt;parts&gt;, routed" in page
+    assert "<parts>" not in page
+    assert 'data-v="99">99.00' in page  # 98 + 0, 1, 2
+    record = json.loads((place / "records" / "toy.json").read_text())
+    assert markdown(record).splitlines() == [
+        "| images | accuracy | storage |",
+        "| --- | ---: | ---: |",
+        "| merge | 82.0 (81.0, 82.0, 83.0) | 12.5 |",
+        "| <parts>, routed | 99.0 (98.0, 99.0, 100.0) | 30.0 |",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from pluribus.core.errors import InputError, MismatchError, NonFiniteError
 from pluribus.route import Bottleneck, Dense, LowRank, Masked, Routed, Scaled
-from pluribus.route.parts import packed
+from pluribus.route.parts import packed, unpacked
 from pluribus.tasks.encoders.transformer import VisionTransformer
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests are collected without a package
@@ -414,6 +414,18 @@ def test_report_counts_bytes():
         "2.weight": "LowRank",
         "2.bias": "Dense",
     }
+
+
+@pytest.mark.parametrize("size", [1, 15, 16, 17, 40])
+def test_a_masked_delta_is_written_a_piece_at_a_time(size, monkeypatch):
+    monkeypatch.setattr("pluribus.route.parts.PIECE", 2)  # bytes: 16 values
+    rng = torch.Generator().manual_seed(size)
+    base, vector = torch.randn(2, size, generator=rng)
+    mask = torch.rand(size, generator=rng) < 0.5
+    out = torch.full((size,), torch.nan)
+    Masked(packed(mask), vector).write(base, out)
+    assert torch.equal(out, torch.where(mask, base + vector, base))
+    assert torch.equal(unpacked(packed(mask), size), mask)
 
 
 @pytest.mark.parametrize("form", ["low_rank", "dense", "masked", "scaled"])

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from pluribus.cli._common import Json, Quiet, show_json, steps
+from pluribus.cli._common import Json, Quiet, check_page, show_json, steps
 
 
 def register(app: typer.Typer) -> None:
@@ -22,6 +22,9 @@ def claims(
     again: Annotated[
         bool, typer.Option("--again", help="Measure anew what the same code measured before.")
     ] = False,
+    page: Annotated[
+        Path | None, typer.Option("--html", help="Write a page with tables and plots here.")
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -44,6 +47,7 @@ def claims(
         raise InputError(f"--seeds {seeds!r}: give each seed once, none below 0")
     for name in names or []:
         registry.load(name)  # a misspelt name is known before an hour of work
+    check_page(page)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -58,6 +62,11 @@ def claims(
             print(_text(outcome), flush=True)
     if as_json:
         show_json([outcome.to_dict() for outcome in outcomes])
+    if page is not None:
+        from pluribus.claims._page import page as drawn
+        from pluribus.report import html
+
+        html.save(page, drawn([outcome.to_dict() for outcome in outcomes]))
     if any(outcome.verdict == "fails" for outcome in outcomes):
         raise typer.Exit(1)
 

@@ -10,6 +10,7 @@ A `Part` maps tensor names of the base to deltas (modules to bottlenecks). Axes 
 count as columns.
 """
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -18,8 +19,9 @@ import torch
 from torch import Tensor
 
 from pluribus.core.errors import MismatchError
-from pluribus.core.shapes import Float, Shaped, UInt8
+from pluribus.core.shapes import Float, Int, Shaped, UInt8
 
+PIECE = 1 << 14  # bytes of a mask that are unpacked at a time: their values stay in a cache
 Activation = Literal["relu", "gelu", "silu", "tanh", "identity"]
 
 
@@ -76,6 +78,15 @@ class Masked:
     def delta(self, base: Tensor) -> Tensor:
         """Return the delta of a tensor."""
         return self.vector.reshape(base.shape) * unpacked(self.bits, base.numel()).view(base.shape)
+
+    def write(self, base: Tensor, out: Tensor) -> None:
+        """Write base plus delta to `out`, of the base's shape, a piece at a time."""
+        base, vector, out = base.reshape(-1), self.vector.reshape(-1), out.view(-1)
+        for start in range(0, len(self.bits), PIECE):
+            bits = self.bits[start : start + PIECE]
+            piece = slice(8 * start, min(8 * (start + PIECE), len(base)))
+            mask = unpacked(bits, piece.stop - piece.start).to(vector.dtype)
+            torch.addcmul(base[piece], vector[piece], mask, out=out[piece])
 
     def check(self, name: str, base: Tensor) -> None:
         """Raise MismatchError if it is not for a tensor of this shape."""
@@ -135,8 +146,15 @@ def activated(name: Activation, x: Tensor) -> Tensor:
 
 def unpacked(bits: UInt8[Tensor, " n8"], size: int) -> Tensor:
     """Return packed bits as a bool tensor (size,)."""
-    shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=bits.device)
-    return (bits[:, None] >> shifts & 1).bool().flatten()[:size]
+    eights = _eights(bits.device).index_select(0, bits.int())
+    return eights.view(torch.bool)[:size]
+
+
+@functools.lru_cache(maxsize=8)
+def _eights(device: torch.device) -> Int[Tensor, "256"]:
+    """Return, for every byte, eight bools that lie in memory as its bits do, as one number."""
+    bits = torch.arange(256)[:, None] >> torch.arange(7, -1, -1) & 1
+    return bits.to(torch.uint8).contiguous().view(torch.int64).flatten().to(device)
 
 
 def packed(mask: Tensor) -> UInt8[Tensor, " n8"]:

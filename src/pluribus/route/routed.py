@@ -33,7 +33,7 @@ from pluribus.route._batch import begun_as, close, joined, remember, rows_of, sp
 from pluribus.route._route import Current, Route
 from pluribus.route._sites import AdapterSite, Site, mixer
 from pluribus.route.features import Features, features_of
-from pluribus.route.parts import Bottleneck, Delta, LowRank, Part
+from pluribus.route.parts import Bottleneck, Delta, LowRank, Masked, Part
 from pluribus.route.router import Router
 
 Weights = Mapping[str, Float[Tensor, " b"] | float] | Float[Tensor, "b t"] | Sequence[str] | str
@@ -443,6 +443,8 @@ class Routed(Around):
                 if isinstance(delta, LowRank) and origin.dtype == delta.a.dtype:
                     flat = origin.view(len(origin), -1)
                     torch.addmm(flat, delta.b, delta.a, out=state[place].view(flat.shape))
+                elif isinstance(delta, Masked) and _alike(origin, delta.vector, state[place]):
+                    delta.write(origin, state[place])
                 else:
                     state[place].copy_(origin + delta.delta(origin))
             for place in before:
@@ -557,6 +559,10 @@ def _headed(out: Any, head: Mapping[str, Tensor] | None) -> Any:
     if head is None:
         return out
     return nn.functional.linear(out, *(head[n].to(out) for n in ("weight", "bias")))
+
+
+def _alike(origin: Tensor, vector: Tensor, target: Tensor) -> bool:
+    return origin.dtype == vector.dtype and target.is_contiguous() and vector.is_contiguous()
 
 
 def _shared(state: Mapping[str, Tensor]) -> set[str]:
