@@ -20,8 +20,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: setup  ## eight specialists, ten ways to combine them, a table and a report: about a minute
 	$(BIN)/pluribus demo --out demo-out
 
-test: setup  ## the whole test suite but benchmarks and claims
-	$(BIN)/python -m pytest -q
+test: setup  ## the whole test suite but benchmarks and claims, a worker a processor
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile
 
 mergekit: $(MERGEKIT)/.ready  ## the peer, in an environment of its own
 
