@@ -17,6 +17,9 @@ from pluribus.route._route import Route
 from pluribus.route.parts import Delta, Dense, LowRank, Masked, Scaled, unpacked
 
 LAUNCH = 1e6  # operations that a processor gets done while two small products are started
+# How much dearer an operation is in thin products than in those of all parts at once (measured at
+# rank 16, width 384, by benchmarks/route_speed.py): on neighbouring rows; on rows that are gathered
+SLICED, GATHERED = 3.0, 5.5
 
 
 def _kept(tensor: Tensor) -> nn.Parameter:
@@ -88,7 +91,11 @@ class LowRankBank(nn.Module):
         rows, places, outputs = y.shape
         segments = route.segments(rows, self.members)
         each = 2 * places * rank * (inputs + outputs)
-        if sum(s.count * each + LAUNCH for s in segments) > rows * m * each + LAUNCH:
+        apart = sum(
+            s.count * each * (SLICED if isinstance(s.rows, slice) else GATHERED) + LAUNCH
+            for s in segments
+        )
+        if apart > rows * m * each + LAUNCH:
             return self._at_once(x, y, route, first, second)
         y = y.contiguous()
         for member, where, weights, count in segments:
