@@ -283,3 +283,12 @@ def test_only_chosen_points_bear_labels():
     assert ">two</text>" in str(drawn)
     assert ">one</text>" not in str(drawn)
     assert "one: 1" in str(drawn)  # under the pointer
+
+
+def test_labels_never_cover_each_other():
+    crowd = [(f"a point with a name {i}", 1 + i / 1e4, 2.0) for i in range(40)]
+    drawn = scatter("Some", crowd, x_label="x", y_label="y")
+    spots = re.findall(r'<text x="([\d.]+)" y="([\d.]+)"[^>]*>a point with', drawn)
+    assert 1 < len(spots) < 40  # as many as there is room for
+    assert len(set(spots)) == len(spots)
+    assert drawn.count("a point with a name 39") >= 2  # its hint, and its row in the table

@@ -182,8 +182,9 @@ def scatter(
 ) -> Html:
     """Draw labelled points (name, x, y), such as accuracy against storage.
 
-    `groups` maps names to the group that colours them; of points not in `labelled` (None: all are)
-    the name shows under the pointer only. `log_x` spaces positive x by their ratio.
+    `groups` maps names to the group that colours them; of points not in `labelled` (None: all are),
+    and of those around which there is no room, the name shows under the pointer only. `log_x`
+    spaces positive x by their ratio.
     """
     groups = groups or {}
     kinds = list(dict.fromkeys(groups.get(name, "") for name, _, _ in points))
@@ -212,8 +213,8 @@ def scatter(
         if labelled is not None and name not in labelled:
             continue
         label = _short(name, 26)
-        lx, ly, anchor = _free(px, py, len(label) * CHAR, frame, taken)
-        svg.append(_text(lx, ly, label, anchor, title=name))
+        if (place := _free(px, py, len(label) * CHAR, frame, taken)) is not None:
+            svg.append(_text(*place[:2], label, place[2], title=name))
     legend = [(kind, f"f{k % COLOURS}", f"mark{k}") for k, kind in enumerate(kinds) if kind]
     head = ["name", x_label, y_label]
     numbers = table(head, [list(point) for point in points], {x_label: x_form, y_label: y_form})
@@ -389,26 +390,21 @@ def _vertical_grid(
 
 def _free(
     x: float, y: float, wide: float, frame: _Frame, taken: list[tuple[float, float, float, float]]
-) -> tuple[float, float, str]:
-    """Return the first place around a point where a label meets no other, and note it."""
+) -> tuple[float, float, str] | None:
+    """Return the first place around a point where a label meets nothing, and note it; or None."""
     options = []
     for shift in (0, -14, 14, -28, 28, -42, 42):
         options += [(x + 9, y + 4 + shift, "start"), (x - 9, y + 4 + shift, "end")]
-    first = None
     for lx, ly, anchor in options:
         start = lx if anchor == "start" else lx - wide
         box = (start, ly - 10, start + wide, ly + 3)
         inside = start >= frame.left - 4 and start + wide <= WIDTH and 10 < ly < frame.bottom
         if not inside:
             continue
-        first = first or (lx, ly, anchor, box)
         if all(box[2] <= b[0] or box[0] >= b[2] or box[3] <= b[1] or box[1] >= b[3] for b in taken):
             taken.append(box)
             return lx, ly, anchor
-    if first is None:
-        return (*options[0][:2], options[0][2])
-    taken.append(first[3])
-    return first[:3]
+    return None
 
 
 def _mark(x: float, y: float, kind: int, hint: str) -> str:
