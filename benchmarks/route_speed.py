@@ -17,6 +17,7 @@ and switching a model to another expert in place, at most 0.15 of loading that e
     load       `load_state_dict` of the file, which the system has in memory
     load_cold  the same after the system was told to forget the file
     masked     `Routed.switch` among masked parts, low_rank: among low-rank ones
+    kept       the same among low-rank parts whose tensors are kept (`keep=8`)
     store      `load_into` of the bank of masks, from its file
 
 Prints JSON; all outputs of one kind are compared first.
@@ -202,6 +203,11 @@ def switching(given) -> dict[str, float]:
             "store": timed(lambda: bank.load_into(base, "abc"[next(turn) % 3]), given.steps),
             "low_rank": timed(lambda: routed.switch(f"part{next(turn) % PARTS}"), given.steps),
         }
+        routed.switch(None)
+        routed.keep = PARTS
+        for number in range(PARTS):
+            routed.switch(f"part{number}")
+        out["kept"] = timed(lambda: routed.switch(f"part{next(turn) % PARTS}"), given.steps)
     routed.switch(None)
     return out
 
@@ -252,7 +258,7 @@ def main() -> None:
     }
     table["switching_over_load"] = {
         n: round(table["switching_s"][n] / table["switching_s"]["load"], 3)
-        for n in ("load_cold", "masked", "store", "low_rank")
+        for n in ("load_cold", "masked", "low_rank", "kept", "store")
     }
     print(json.dumps(table, indent=1))
     if given.out:

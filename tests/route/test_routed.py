@@ -428,10 +428,11 @@ def test_a_masked_delta_is_written_a_piece_at_a_time(size, monkeypatch):
     assert torch.equal(unpacked(packed(mask), size), mask)
 
 
+@pytest.mark.parametrize("keep", [0, 1, 2])
 @pytest.mark.parametrize("form", ["low_rank", "dense", "masked", "scaled"])
-def test_switching_writes_a_part_and_takes_it_back(form):
+def test_switching_writes_a_part_and_takes_it_back(form, keep):
     base, parts = made(MODELS["vision"][0], form)
-    routed, x = Routed(base, parts), images(3)
+    routed, x = Routed(base, parts, keep=keep), images(3)
     before = {name: t.clone() for name, t in base.state_dict().items()}
     expected = {name: routed(x, weights=name) for name in routed.names}
     for name in ("p1", "p0", "p1"):
@@ -444,4 +445,71 @@ def test_switching_writes_a_part_and_takes_it_back(form):
         routed.materialise("p0")
     routed.switch(None)
     assert all(torch.equal(t, before[n]) for n, t in base.state_dict().items())
+    torch.testing.assert_close(routed(x, weights="p2"), expected["p2"], rtol=1e-4, atol=1e-4)
+    routed.keep = 0
     assert torch.equal(routed(x, weights="p2"), expected["p2"])
+
+
+def test_kept_experts_are_made_once_and_serve_batches_of_one_part():
+    base, parts = made(MODELS["vision"][0], "low_rank")
+    routed, x = Routed(base, parts), images(3)
+    expected = {name: routed(x, weights=name) for name in routed.names}
+    mixed = routed(x, weights=["p0", "p1", "p2"])
+    routed.keep = 2
+    made_at = {}
+    with torch.no_grad():
+        for name in ("p0", "p1", "p0", "p1"):
+            torch.testing.assert_close(
+                routed(x, weights=name), expected[name], rtol=1e-4, atol=1e-4
+            )
+            now = routed._switch._kept[name].tensors
+            assert made_at.setdefault(name, now) is now
+        assert list(routed._switch._kept) == ["p0", "p1"]
+        routed(x, weights="p2")
+        assert list(routed._switch._kept) == ["p1", "p2"]  # p0 was used longest ago
+        several = routed(x, weights=["p0", "p1", "p2"])  # as before, through the parts
+        torch.testing.assert_close(several, mixed, rtol=1e-4, atol=1e-4)
+        half = routed(x, weights={"p1": 0.5})
+    torch.testing.assert_close(half, routed(x, weights={"p1": 0.5}))
+    assert list(routed._switch._kept) == ["p1", "p2"]
+    wanting = x.clone().requires_grad_()
+    routed(wanting, weights="p0").sum().backward()  # with gradients: through the parts
+    assert wanting.grad is not None
+    assert "p0" not in routed._switch._kept
+
+
+def test_kept_experts_are_made_anew_when_the_base_changes():
+    base, parts = made(MODELS["linear"][0], "low_rank")
+    routed, x = Routed(base, parts, keep=1), torch.randn(4, 8)
+    with torch.no_grad():
+        routed(x, weights="p0")
+        first = routed(x, weights="p0")
+        base.load_state_dict({n: 2 * t for n, t in base.state_dict().items()})
+        second = routed(x, weights="p0")
+        routed.keep = 0
+        torch.testing.assert_close(second, routed(x, weights="p0"))
+    assert not torch.allclose(first, second)
+
+
+def test_tied_tensors_switch_together():
+    base, parts = made(MODELS["linear"][0], "dense")
+    twin = nn.Linear(8, 12)
+    twin.weight.data = base[0].weight.data  # another parameter in the same memory
+    base.twin = twin
+    origin = base[0].weight.clone()
+    routed = Routed(base, parts, keep=1)
+    routed.switch("p0")
+    assert torch.equal(base.twin.weight, base[0].weight)
+    assert not torch.equal(base[0].weight, origin)
+    routed.switch(None)
+    assert torch.equal(base.twin.weight, origin)
+
+
+def test_what_cannot_be_kept():
+    base, parts = made(MODELS["linear"][0], "dense")
+    routed = Routed(base, parts)
+    with pytest.raises(InputError, match="keep is -1; give the number of experts to keep"):
+        routed.keep = -1
+    routed.switch("p0")
+    with pytest.raises(InputError, match="switched to p0; call switch"):
+        routed.keep = 1

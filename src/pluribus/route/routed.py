@@ -32,8 +32,9 @@ from pluribus.route._banks import Banks, banks, by_row, mixed
 from pluribus.route._batch import begun_as, close, joined, remember, rows_of, splits, taken
 from pluribus.route._route import Current, Route
 from pluribus.route._sites import AdapterSite, Site, mixer
+from pluribus.route._switch import Switch
 from pluribus.route.features import Features, features_of
-from pluribus.route.parts import Bottleneck, Delta, LowRank, Masked, Part
+from pluribus.route.parts import Bottleneck, Delta, Part
 from pluribus.route.router import Router
 
 Weights = Mapping[str, Float[Tensor, " b"] | float] | Float[Tensor, "b t"] | Sequence[str] | str
@@ -45,7 +46,8 @@ class Routed(Around):
     `parts` maps names to parts; a part maps the base's tensor names to deltas. `router` gives
     weights (b, t) from features (b, d); `features` says which (see `pluribus.route.features`).
     `top_k` keeps the largest weights of each row, rescaled to the same sum. `heads` are linear
-    layers {"weight", "bias"} on the base's output, by task, for calls with `task=`.
+    layers {"weight", "bias"} on the base's output, by task, for calls with `task=`. `keep` is how
+    many experts' merged tensors are kept for batches that take one part alone, and for `switch`.
 
     Raises MismatchError for parts that do not fit the base, or a router with other names.
     """
@@ -59,6 +61,7 @@ class Routed(Around):
         features: Features | str = "output",
         top_k: int | None = None,
         heads: Mapping[str, Mapping[str, Tensor]] | None = None,
+        keep: int = 0,
     ) -> None:
         super().__init__()
         if not parts:
@@ -71,9 +74,8 @@ class Routed(Around):
         self.top_k = top_k
         self.heads = {task: dict(head) for task, head in (heads or {}).items()}
         self._current = Current()
-        self.switched: str | None = None  # the part that stands in the base's own tensors
-        self._written: tuple[str, ...] = ()
-        self._origins: dict[str, Tensor] = {}
+        self._switch = Switch(base)
+        self.keep = keep
         self.sites, self.odd = self._built(parts)
         self._handles = [site.attach(self._current) for site in self.sites]  # type: ignore[operator]
         self.router: Router | None = None
@@ -326,6 +328,9 @@ class Routed(Around):
 
     def _run(self, args: tuple, kwargs: dict[str, Any], table: Tensor, rows: int) -> Any:
         """Run the base with each row's parts, by whichever way the odd tensors allow."""
+        if (alone := self._alone(table)) is not None:
+            with alone:
+                return self.base(*args, **kwargs)
         order = self._sorted(args, kwargs, table, rows)
         if order is not None:
             some, named = taken(args, kwargs, order, rows)
@@ -417,43 +422,48 @@ class Routed(Around):
             table = self.route(ids, **({} if mask is None else {"attention_mask": mask}))
         else:
             table = self.weights(weights, rows)
-        with self.mixing(table):
+        with torch.no_grad(), self._alone(table) or self.mixing(table):
             return run(*args, **kwargs)
 
-    def switch(self, name: str | None) -> list[str]:
-        """Write one part into the base's own tensors, so that every row takes it; None undoes it.
+    @property
+    def switched(self) -> str | None:
+        """The part that stands in the base's own tensors, if one does."""
+        return self._switch.name
 
-        For long runs of one part: the base then costs what it costs alone. Keeps a copy of the
-        tensors that parts move, and puts them back bit for bit. Returns the tensors that changed.
-        Raises InputError for an unknown part, or a part with adapters.
+    @property
+    def keep(self) -> int:
+        """How many experts' merged tensors are kept, each as large as what its part moves.
+
+        A batch whose rows all take one part alone (without gradients) then runs on them, at the
+        base's own cost; the expert used longest ago goes first. Set it to 0 to keep none.
         """
-        wanted = {} if name is None else self.part(name)
-        state = self.base.state_dict()
-        before = self._written
-        deltas = {
-            place: delta for place, delta in wanted.items() if not isinstance(delta, Bottleneck)
-        }
-        if len(deltas) < len(wanted):
-            raise InputError(f"part {name} has adapters behind modules, which cannot be written")
-        with torch.no_grad():
-            for place, delta in deltas.items():
-                origin = self._origins.get(place)
-                if origin is None:
-                    origin = self._origins[place] = state[place].clone()
-                if isinstance(delta, LowRank) and origin.dtype == delta.a.dtype:
-                    flat = origin.view(len(origin), -1)
-                    torch.addmm(flat, delta.b, delta.a, out=state[place].view(flat.shape))
-                elif isinstance(delta, Masked) and _alike(origin, delta.vector, state[place]):
-                    delta.write(origin, state[place])
-                else:
-                    state[place].copy_(origin + delta.delta(origin))
-            for place in before:
-                if place not in wanted:
-                    state[place].copy_(self._origins[place])
-        self._written, self.switched = tuple(wanted), name
-        if name is None:
-            self._origins.clear()
-        return sorted({*before, *wanted})
+        return self._switch.limit
+
+    @keep.setter
+    def keep(self, limit: int) -> None:
+        self._switch.keep(limit)
+
+    def _alone(self, table: Tensor) -> AbstractContextManager[Any] | None:
+        """Return a block in which the base is the one expert that all rows take, if that is so."""
+        if not self.keep or not self._looked or torch.is_grad_enabled():
+            return None
+        number = int(table[0].argmax())
+        name = self.names[number]
+        if not torch.equal(table, self.weights(name, len(table)).to(table)):
+            return None
+        if any(isinstance(site, AdapterSite) and number in site.members for site in self.sites):
+            return None
+        return self._switch.standing(self._switch.ready(name, lambda: self.part(name)))
+
+    def switch(self, name: str | None) -> list[str]:
+        """Put one part into the base's own tensors, so that every row takes it; None undoes it.
+
+        For long runs of one part: the base then costs what it costs alone. With `keep`, experts
+        that were made before are only pointed at; else the part is written over the base, of which
+        a copy waits. Origins come back bit for bit. Returns the tensors that changed. Raises
+        InputError for an unknown part, or a part with adapters.
+        """
+        return self._switch.to(name, {} if name is None else self.part(name))
 
     # -- looking in ------------------------------------------------------------------------------
 
@@ -559,10 +569,6 @@ def _headed(out: Any, head: Mapping[str, Tensor] | None) -> Any:
     if head is None:
         return out
     return nn.functional.linear(out, *(head[n].to(out) for n in ("weight", "bias")))
-
-
-def _alike(origin: Tensor, vector: Tensor, target: Tensor) -> bool:
-    return origin.dtype == vector.dtype and target.is_contiguous() and vector.is_contiguous()
 
 
 def _shared(state: Mapping[str, Tensor]) -> set[str]:
