@@ -126,6 +126,8 @@ def test_bad_input():
         fit({"a": torch.randn(4, 3), "b": torch.randn(1, 3)})
     with pytest.raises(MismatchError, match="different widths"):
         fit({"a": torch.randn(4, 3), "b": torch.randn(4, 2)})
+    with pytest.raises(InputError, match="learns from two inputs at least, so give 2"):
+        fit({"a": torch.randn(4, 3), "b": torch.randn(4, 3)}, batch_size=1)
     broken = torch.randn(4, 3)
     broken[2, 1] = float("nan")
     with pytest.raises(NonFiniteError, match="features of task b are not finite"):

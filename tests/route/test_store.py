@@ -164,6 +164,13 @@ def test_bad_folders(routed, tmp_path):
     manifest.write_text("{")
     with pytest.raises(FormatError, match="not the manifest of a composite"):
         Routed.load(tmp_path / "c", Net())
+    manifest.write_text(json.dumps(table | {"parts": table["parts"][::-1]}))
+    with pytest.raises(MismatchError, match="holds the parts maths, code, chat in this order"):
+        Routed.load(tmp_path / "c", Net())
+    wider = table["router"] and {**table["router"], "width": 99}
+    manifest.write_text(json.dumps(table | {"router": wider}))
+    with pytest.raises(FormatError, match=r"the router is not what routed\.json says"):
+        Routed.load(tmp_path / "c", Net())
     manifest.write_text(json.dumps(table))
     parts = tmp_path / "c" / "parts.safetensors"
     parts.write_bytes(parts.read_bytes()[:-9])

@@ -171,6 +171,11 @@ def fit(
     widths, NonFiniteError for features that are not finite.
     """
     names = list(features)
+    if kind == "mlp" and batch_size < 2:
+        raise InputError(
+            f"batch_size is {batch_size}; a batch norm learns from two inputs at least, so give 2 "
+            "or more, or kind linear"
+        )
     if len(names) < 2:
         raise InputError(f"a router chooses among tasks; {len(names)} was given")
     _check(features)

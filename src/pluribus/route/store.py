@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pluribus import __version__
-from pluribus.core.errors import FormatError, InputError, MismatchError, MissingError, OutputError
+from pluribus.core.errors import (
+    FormatError,
+    InputError,
+    MismatchError,
+    MissingError,
+    OutputError,
+    listing,
+)
 from pluribus.core.optional import optional
 from pluribus.route.parts import Bottleneck, Delta, Dense, LowRank, Masked, Scaled
 from pluribus.route.routed import Routed
@@ -80,7 +87,8 @@ def save(
     parts, activations = _tensors(routed)
     transformers_model = hasattr(routed.base, "save_pretrained")
     with _staged(Path(folder), overwrite) as stage:
-        save_file(parts, stage / "parts.safetensors")
+        names = {"parts": json.dumps(list(routed.names))}
+        save_file(parts, stage / "parts.safetensors", names)
         if isinstance(router, Gate):
             save_file(_whole(router.state_dict()), stage / "router.safetensors")
         if routed.heads:
@@ -143,7 +151,7 @@ def load(
             f"{folder}: this base has other tensors than the one the parts were made for; give "
             "that one, or build the composite anew"
         )
-    parts = _parts(table, _read(folder / "parts.safetensors"), folder)
+    parts = _parts(table, _read(folder / "parts.safetensors", table["parts"]), folder)
     heads: dict[str, dict[str, Tensor]] = {}
     if table["heads"]:
         for key, value in _read(folder / "heads.safetensors").items():
@@ -151,9 +159,7 @@ def load(
             heads.setdefault(task, {})[name] = value
     routed = Routed(module, parts, features=table["features"], top_k=table["top_k"], heads=heads)
     if table["router"] is not None:
-        gate = Gate(**table["router"])
-        gate.load_state_dict(_read(folder / "router.safetensors"))
-        routed.set_router(gate.eval().requires_grad_(False))
+        routed.set_router(_gate(table["router"], folder))
     return routed.to(device)
 
 
@@ -278,9 +284,27 @@ def _parts(
     return parts
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def _gate(settings: Mapping[str, Any], folder: Path) -> Gate:
+    tensors = _read(folder / "router.safetensors")
+    try:
+        gate = Gate(**settings)
+        gate.load_state_dict(tensors)
+    except (TypeError, RuntimeError) as error:
+        told = " ".join(str(error).split())
+        raise FormatError(f"{folder}: the router is not what {MANIFEST} says ({told})") from None
+    return gate.eval().requires_grad_(False)
+
+
+def _read(path: Path, parts: Sequence[str] | None = None) -> dict[str, Tensor]:
+    """Read a file of a composite; of the parts' file, their names as it was written must agree."""
     try:
         with safe_open(path, framework="pt") as file:
+            names = (file.metadata() or {}).get("parts")
+            if parts is not None and names is not None and json.loads(names) != list(parts):
+                raise MismatchError(
+                    f"{path}: holds the parts {listing(json.loads(names))} in this order; "
+                    f"{MANIFEST} says {listing(parts)}"
+                )
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise MissingError(f"{path}: named by {MANIFEST}, but not there") from None
