@@ -17,10 +17,12 @@ import tiny  # noqa: E402
 from pluribus import Weights, recipe  # noqa: E402
 from pluribus.cli import build  # noqa: E402
 from pluribus.compress import _recipe  # noqa: E402
+from pluribus.route import moe  # noqa: E402
 from pluribus.route import recipe as route_recipe  # noqa: E402
 from pluribus.tune import TUNERS  # noqa: E402
 from pluribus.tune import _recipe as tune_recipe  # noqa: E402
 
+ROUTE_RECIPES = {"build": route_recipe.load, "moe": moe.load}  # by command
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 RUNNABLE = [
     ROOT / "README.md",
@@ -159,7 +161,12 @@ def test_example_tunings_are_read(path):
     "path", sorted((ROOT / "examples" / "route").glob("*.yml")), ids=lambda path: path.name
 )
 def test_example_composites_are_read(path):
-    assert route_recipe.load(path).parts
+    """Each under the command that its first line names."""
+    for command, load in ROUTE_RECIPES.items():
+        if f"pluribus route {command} " in path.read_text("utf-8"):
+            assert load(path)
+            return
+    pytest.fail(f"{path.name} names no command")
 
 
 # -- commands --------------------------------------------------------------------------------------

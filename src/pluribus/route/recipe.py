@@ -111,10 +111,11 @@ def of(told: Any, where: str = "recipe", document: Document | None = None) -> Ro
             f"{where}: a recipe of a composite is keys with values, the first of them parts, not "
             f"{type(told).__name__}"
         )
-    for key, command in (("merge_method", "merge"), ("tune_method", "tune")):
+    others = {"merge_method": "merge", "tune_method": "tune", "experts": "route moe"}
+    for key, command in others.items():
         if key in told:
             raise RecipeError(
-                f"{where}: this is a recipe with a {key}; run it with: pluribus {command} {where}"
+                f"{where}: this is a recipe with {key}; run it with: pluribus {command} {where}"
             )
     try:
         return RouteRecipe.model_validate(told)

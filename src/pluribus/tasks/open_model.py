@@ -16,6 +16,8 @@ from pluribus.core.optional import optional
 from pluribus.core.weights import Weights
 from pluribus.tasks.device import usable
 
+EXPERT = re.compile(r"experts\.\d+\.|_moe\.(input|output)_linear\.")
+
 
 def load(weights: Weights, device: str, dtype: str) -> tuple[nn.Module, Any]:
     """Return the model with these weights, in eval mode, and the tokenizer of their folder.
@@ -47,8 +49,53 @@ def load(weights: Weights, device: str, dtype: str) -> tuple[nn.Module, Any]:
             f"{weights.label}: not a language model that can be opened "
             f"({told[0] if told else type(error).__name__}); look at its config.json and tokenizer"
         ) from None
-    _put(model, weights)
+    if _named_otherwise(model, weights):
+        model = _converted(type(model), config, weights, kind)
+    else:
+        _put(model, weights)
     return model.to(device).eval(), tokenizer
+
+
+def _named_otherwise(model: nn.Module, weights: Weights) -> bool:
+    """Whether a layer's experts have names of their own in the file, as mixtures' do."""
+    own = model.state_dict()
+    lacking = any("experts." in name or "_moe." in name for name in own if name not in weights)
+    return lacking and any(EXPERT.search(name) for name in weights)
+
+
+def _converted(kind: Any, config: Any, weights: Weights, dtype: torch.dtype) -> nn.Module:
+    """Let transformers put names of files into its own. Raises MismatchError as `_put`."""
+    from transformers.utils import logging
+
+    before, shown = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()  # what does not fit is told below
+    logging.disable_progress_bar()
+    try:
+        model, told = kind.from_pretrained(
+            None,
+            config=config,
+            state_dict={name: weights[name] for name in weights},
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    finally:
+        logging.set_verbosity(before)
+        if shown:
+            logging.enable_progress_bar()
+    if lacking := sorted(told["missing_keys"]):
+        raise MismatchError(
+            f"{weights.label} lacks {listing(lacking)} of {kind.__name__}; does its config.json "
+            "belong to these tensors?"
+        )
+    if extra := sorted(told["unexpected_keys"]):
+        raise MismatchError(f"{kind.__name__} has no {listing(extra)} ({weights.label})")
+    if other := sorted({str(key[0]) for key in told["mismatched_keys"]}):
+        raise MismatchError(
+            f"{weights.label}: {listing(other)} of {kind.__name__} is of another shape, or some of "
+            "its experts are missing"
+        )
+    return model
 
 
 def _put(model: nn.Module, weights: Weights) -> None:
