@@ -31,14 +31,14 @@ from pluribus.tasks import zoo as zoos
 from pluribus.tasks.specialise import threads
 from pluribus.tune import AdaMerging, ModuleForward
 
-SCALES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.8, 1.2)
-STATIC = {  # scaled by SCALES times the number
-    "task arithmetic": ("task_arithmetic(scale={})", 1),
-    "TIES": ("ties(density=0.2, scope='model', scale={})", 3),
-    "breadcrumbs": ("breadcrumbs(density=0.85, gamma=0.05, scale={})", 1),
-    "PCB": ("pcb(ratio=0.2, scale={})", 3),
-    "TSV-M": ("tsv_m(scale={})", 3),
-    "Iso-C": ("iso_c(scale={})", 4),
+SCALES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.8)
+STATIC = {  # at scale 1; tried at SCALES times the number
+    "task arithmetic": ("task_arithmetic(scale=1.0)", 1),
+    "TIES": ("ties(density=0.2, scope='model', scale=1.0)", 3),
+    "breadcrumbs": ("breadcrumbs(density=0.85, gamma=0.05, scale=1.0)", 1),
+    "PCB": ("pcb(ratio=0.2, scale=1.0)", 3),
+    "TSV-M": ("tsv_m(scale=1.0)", 3),
+    "Iso-C": ("iso_c(scale=1.0)", 4),
 }
 LEARNED = {  # objective, split, whether it takes labels
     "AdaMerging (entropy)": ("entropy", "test", False),
@@ -46,6 +46,7 @@ LEARNED = {  # objective, split, whether it takes labels
     "AdaMerging (labels)": ("cross_entropy", "val", True),
 }
 BATCH, REPEATS = 32, 9  # of the times
+VAL = 200  # inputs of a task that choose among static merges
 
 
 class Bed(NamedTuple):
@@ -127,9 +128,13 @@ def _of(bed: Bed, seed: int, on_step: OnStep | None) -> dict[str, float]:
     put("average", score(zoo, dict(merge(pool, "linear"))), one, 1.0)
     found: dict[str, tuple[float, float]] = {}
     for number, (name, (text, factor)) in enumerate(STATIC.items()):
-        states = (dict(merge(pool, text.format(round(factor * s, 3)))) for s in SCALES)
+        merged = merge(pool, text)
+        update = {n: merged[n] - tensor for n, tensor in zoo.base.items()}
+        states = (
+            {n: tensor + factor * s * update[n] for n, tensor in zoo.base.items()} for s in SCALES
+        )
         validated, state = max(
-            ((score(zoo, state, "val"), state) for state in states), key=lambda pair: pair[0]
+            ((score(zoo, state, "val", VAL), state) for state in states), key=lambda pair: pair[0]
         )
         found[name] = (validated, score(zoo, state))
         put(name, found[name][1], one, 1.0)
@@ -187,9 +192,9 @@ def masks(zoo: zoos.Zoo, bed: Bed) -> Routed:
     return from_store(zoo.module(), bank, features=bed.features, heads=zoo.heads, top_k=1)
 
 
-def score(zoo: zoos.Zoo, state: State, split: Any = "test") -> float:
-    """Return the mean normalised accuracy, in percent."""
-    shares = zoo.normalised(state, split)
+def score(zoo: zoos.Zoo, state: State, split: Any = "test", limit: int | None = None) -> float:
+    """Return the mean normalised accuracy, in percent, on the first `limit` inputs of a task."""
+    shares = zoo.normalised(state, split, limit)
     return 100 * sum(shares.values()) / len(shares)
 
 
