@@ -1,4 +1,4 @@
-"""Where several workers run (pytest -n), each keeps to one thread, and so do its child processes."""
+"""Where several workers run (pytest -n), each keeps to one thread, and so do its children."""
 
 import os
 

@@ -19,10 +19,15 @@ from pluribus.cli import build  # noqa: E402
 from pluribus.compress import _recipe  # noqa: E402
 from pluribus.route import moe  # noqa: E402
 from pluribus.route import recipe as route_recipe  # noqa: E402
+from pluribus.route.transfer import _recipe as transfer_recipe  # noqa: E402
 from pluribus.tune import TUNERS  # noqa: E402
 from pluribus.tune import _recipe as tune_recipe  # noqa: E402
 
-ROUTE_RECIPES = {"build": route_recipe.load, "moe": moe.load}  # by command
+ROUTE_RECIPES = {  # by command
+    "build": route_recipe.load,
+    "moe": moe.load,
+    "transfer": transfer_recipe.load,
+}
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 RUNNABLE = [
     ROOT / "README.md",

@@ -183,8 +183,15 @@ def write(
         os.close(handle)
         try:
             save_file(whole, part, told)
+            os.chmod(part, 0o666 & ~_umask())
             os.replace(part, out)
         finally:
             Path(part).unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
         raise OutputError(f"{out}: cannot be written ({error})") from None
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

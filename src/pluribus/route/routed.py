@@ -441,6 +441,7 @@ class Routed(Around):
 
     @keep.setter
     def keep(self, limit: int) -> None:
+        """Keep at most that many."""
         self._switch.keep(limit)
 
     def _alone(self, table: Tensor) -> AbstractContextManager[Any] | None:
