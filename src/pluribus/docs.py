@@ -51,7 +51,8 @@ def pages() -> str:
 
 def composites() -> str:
     """Return the tables of the claim on composites."""
-    return record_tables(json.loads((RESULTS / "claims" / "composite.json").read_text()))
+    path = RESULTS / "claims" / "composite.json"
+    return record_tables(json.loads(path.read_text())) if path.is_file() else "No record is stored."
 
 
 PARTS: dict[str, Callable[[], str]] = {
