@@ -12,6 +12,7 @@ from typing import Any
 
 from pluribus.core.errors import InputError, MissingError, need
 from pluribus.tasks.evaluate import Report, versions
+from pluribus.tasks.openers import opener
 
 PREFERRED = ("acc_norm", "acc", "exact_match", "f1")
 
@@ -35,7 +36,8 @@ def harness(
     without lm-eval, MissingError if the folder is no model, InputError for a task it doesn't know.
     """
     folder = Path(folder).expanduser()
-    if not (folder / "config.json").is_file():
+    system = opener(folder)
+    if system is None and not (folder / "config.json").is_file():
         raise MissingError(f"{folder}: no model folder; the harness reads one with config.json")
     if include is not None and not Path(include).expanduser().is_dir():
         raise MissingError(f"{include}: no such folder of task files")
@@ -52,9 +54,16 @@ def harness(
         own = "" if include is None else f" nor in {include}"
         raise InputError(f"lm-eval has no task '{unknown[0]}'{own}; see `lm_eval ls tasks`")
     began = time.perf_counter()
+    model: Any = "hf"
+    arguments: dict[str, Any] | None = {"pretrained": str(folder), "dtype": dtype}
+    if system is not None:  # several models as one, which the harness cannot open itself
+        from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
+
+        fused, tokenizer = system.language(folder, device)
+        model, arguments = HFLM(pretrained=fused, tokenizer=tokenizer, batch_size=batch_size), None
     found = lm_eval.simple_evaluate(
-        model="hf",
-        model_args={"pretrained": str(folder), "dtype": dtype},
+        model=model,
+        model_args=arguments,
         tasks=list(tasks),
         num_fewshot=shots,
         batch_size=batch_size,

@@ -2,7 +2,7 @@
 
 An opener is found by the file that marks its folders, through the entry points of the group
 `pluribus.openers`: `"routed.json" = "pluribus.route.system:COMPOSITES"`. So this package knows none
-of those that stand on it, and other packages can add theirs.
+of those that stand on it, and other packages can add theirs. An opener of files has `takes(path)`.
 """
 
 from functools import cache
@@ -28,13 +28,18 @@ class Opener(Protocol):
 
 
 def opener(reference: Any) -> Opener | None:
-    """Return who opens what a reference names; None: it is a checkpoint, or no folder."""
+    """Return who opens what a reference names; None: it is a checkpoint, or a recipe to merge."""
     if not isinstance(reference, str | Path):
         return None
-    folder = Path(reference).expanduser()
+    path = Path(reference).expanduser()
     for marker, point in _known().items():
-        if (folder / marker).is_file():
+        if (path / marker).is_file():
             return point.load()
+    if path.is_file() and path.suffix in (".yml", ".yaml"):
+        for point in _known().values():
+            takes = getattr(point.load(), "takes", None)
+            if takes is not None and takes(path):
+                return point.load()
     return None
 
 

@@ -206,7 +206,7 @@ def _short(model: str) -> str:
 @contextmanager
 def merged(reference: str, on_step: OnStep | None = None) -> Iterator[Any]:
     """Give what a reference names; a recipe is merged into a folder that goes away afterwards."""
-    if not reference.endswith((".yml", ".yaml")):
+    if not reference.endswith((".yml", ".yaml")) or opener(reference) is not None:
         yield reference
         return
     from pluribus import recipe as recipes
