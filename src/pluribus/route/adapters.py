@@ -32,11 +32,11 @@ from torch.nn.functional import linear
 
 from pluribus.core.errors import FormatError, InputError, MismatchError, nearest
 from pluribus.core.shapes import Float
+from pluribus.route._adapter_file import check_base, read
 from pluribus.route._inventory import widths
 from pluribus.route._skills import write
 from pluribus.route.parts import Activation, Bottleneck, activated
 from pluribus.route.store import FIELDS, digest
-from pluribus.route.transfer._file import check_base, read
 
 Placement = Literal["behind", "post_norm"]
 Summand = Callable[[Tensor], Tensor]  # what is added, from what the adapters see

@@ -35,11 +35,11 @@ import torch
 from torch import Tensor, nn
 
 from pluribus.core.errors import FormatError, InputError, MismatchError, listing, nearest
+from pluribus.route._adapter_file import check_base, read
 from pluribus.route._skills import write
 from pluribus.route.adapters import AdapterSet, Placement
 from pluribus.route.features import Features, features_of
 from pluribus.route.store import digest
-from pluribus.route.transfer._file import check_base, read
 from pluribus.route.transfer._fit import (
     Data,
     Examples,
