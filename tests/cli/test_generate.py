@@ -47,6 +47,7 @@ def test_a_stack_writes_what_it_writes_in_python(cli, where):
     text = cli("generate", "stack.yml", PROMPT, "--max-new-tokens", "9")
     assert text.out == expected + "\n"
     assert text.err == ""
+    assert cli("generate", "stack.yml", PROMPT, "--max-new-tokens", "9", "--quiet") == text
 
 
 def test_a_saved_one_and_a_plain_model(cli, where):

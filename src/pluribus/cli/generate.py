@@ -31,6 +31,9 @@ def generate(
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N; a stack may say.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="Element type of a plain model.")] = "float32",
     as_json: Json = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="Print the text when it is whole.")
+    ] = False,
 ) -> None:
     """Write a continuation, piece by piece as it comes.
 
@@ -52,7 +55,7 @@ def generate(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         seed=seed,
-        on_text=None if as_json else lambda piece: print(piece, end="", flush=True),
+        on_text=None if as_json or quiet else lambda piece: print(piece, end="", flush=True),
     )
     if html is not None:
         fuser = getattr(opened.model, "fuser", None)
@@ -63,4 +66,4 @@ def generate(
     if as_json:
         show_json(written.to_dict())
         return
-    print()
+    print(written.text if quiet else "")
