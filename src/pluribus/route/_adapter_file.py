@@ -1,4 +1,4 @@
-"""Files of adapters and of what a transfer learned: one safetensors file with a table in it."""
+"""Files of adapters, of inventories, of what a transfer learned: safetensors with a table."""
 
 import json
 from pathlib import Path
@@ -11,14 +11,16 @@ from pluribus.core.errors import FormatError, MismatchError, MissingError
 from pluribus.route.store import digest
 
 
-def read(path: Path, form: str, keys: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read(
+    path: Path, form: str, keys: tuple[str, ...], what: str = "a file"
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read one of our files: its table and tensors. Raises MissingError or FormatError."""
     try:
         with safe_open(path, framework="pt") as file:
             told = (file.metadata() or {}).get("pluribus", "")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
-        raise MissingError(f"{path}: no such file") from None
+        raise MissingError(f"{path}: no such {what.partition(' ')[2]}") from None
     except (OSError, SafetensorError) as error:
         raise FormatError(f"{path}: not a whole safetensors file ({error})") from None
     try:
@@ -28,7 +30,7 @@ def read(path: Path, form: str, keys: tuple[str, ...]) -> tuple[dict[str, Any], 
         for key in keys:
             table[key]
     except (ValueError, KeyError, TypeError) as error:
-        raise FormatError(f"{path}: not a file of {form!r} ({error!r})") from None
+        raise FormatError(f"{path}: not {what} of {form!r} ({error!r})") from None
     return table, tensors
 
 

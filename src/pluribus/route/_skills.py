@@ -15,19 +15,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pluribus.core.errors import (
-    FormatError,
     InputError,
-    MissingError,
     OutputError,
     listing,
     nearest,
 )
 from pluribus.core.lowrank import save_adapter
+from pluribus.route._adapter_file import read as read_file
 from pluribus.route._inventory import TaskRouter, widths
 from pluribus.route.parts import LowRank
 
@@ -150,23 +149,7 @@ def routing(router: TaskRouter) -> Routing:
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read a saved inventory: its settings and tensors. Raises MissingError or FormatError."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            told = (file.metadata() or {}).get("pluribus", "")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise MissingError(f"{path}: no such inventory") from None
-    except (OSError, SafetensorError) as error:
-        raise FormatError(f"{path}: not a whole safetensors file ({error})") from None
-    try:
-        table = json.loads(told)
-        if table["format"] != FORMAT:
-            raise ValueError(f"format {table['format']!r}")
-        for key in ("settings", "tasks", "own", "base"):
-            table[key]
-    except (ValueError, KeyError, TypeError) as error:
-        raise FormatError(f"{path}: not an inventory of mhr ({error!r})") from None
-    return table, tensors
+    return read_file(path, FORMAT, ("settings", "tasks", "own", "base"), "an inventory")
 
 
 def write(
