@@ -1,9 +1,10 @@
 """A batch of mixed inputs over low-rank parts: routed, beside PEFT and beside merging per sample.
 
-    python benchmarks/route_speed.py
+    python benchmarks/route_speed.py                                      whole inputs
+    python benchmarks/route_speed.py --tokens 1 --width 1024 --depth 4    a step of decoding
 
-A transformer over 50 tokens and eight LoRA parts on all its linear layers; 32 inputs, each for one
-part, shuffled. In one process, in turn, `--repeats` times, medians of `--steps`:
+A transformer over `--tokens` tokens and eight LoRA parts on all its linear layers; 32 inputs, each
+for one part, shuffled. In one process, in turn, `--repeats` times, medians of `--steps`:
 
     base     the base alone, one batch
     routed   `Routed`, weights given, one batch                        at most 1.35 of base
@@ -40,7 +41,7 @@ from torch.func import functional_call
 
 from pluribus.route import LowRank, Routed, from_store
 
-PARTS, BATCH, TOKENS = 8, 32, 50
+PARTS, BATCH = 8, 32
 
 
 class Block(nn.Module):
@@ -114,7 +115,7 @@ def measured(given) -> dict[str, list[float]]:
     routed = Routed(network(given.width, given.depth), found)
     other = with_peft(given.width, given.depth, given.rank, found)
     rng = torch.Generator().manual_seed(2)
-    x = torch.randn(BATCH, TOKENS, given.width, generator=rng)
+    x = torch.randn(BATCH, given.tokens, given.width, generator=rng)
     order = torch.randperm(BATCH, generator=rng) % PARTS
     names = [f"part{number}" for number in order.tolist()]
     one = nn.functional.one_hot(order, PARTS).float()
@@ -216,6 +217,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
+    parser.add_argument("--tokens", type=int, default=50)
     parser.add_argument("--width", type=int, default=384)
     parser.add_argument("--depth", type=int, default=6)
     parser.add_argument("--rank", type=int, default=16)
@@ -230,7 +232,8 @@ def main() -> None:
     sizes = seen.pop("sizes")
     middle = {name: statistics.median(times) for name, times in seen.items()}
     table = {
-        "network": f"transformer, {given.width} x {given.depth}, {TOKENS} tokens, batch {BATCH}",
+        "network": f"transformer, {given.width} x {given.depth}, {given.tokens} tokens, "
+        f"batch {BATCH}",
         "parts": PARTS,
         "rank": given.rank,
         "threads": given.threads,

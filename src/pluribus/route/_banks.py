@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from pluribus.core.shapes import Float, Shaped
-from pluribus.route._route import Route
+from pluribus.route._route import Packed, Route
 from pluribus.route.parts import Delta, Dense, LowRank, Masked, Scaled, unpacked
 
-LAUNCH = 1e6  # operations that a processor gets done while two small products are started
-# How much dearer an operation is in thin products than in those of all parts at once (measured at
-# rank 16, width 384, by benchmarks/route_speed.py): on neighbouring rows; on rows that are gathered
-SLICED, GATHERED = 3.0, 5.5
+# What one way of adding takes, in microseconds: to begin, and a product. Fitted to times of ranks 8
+# and 32, widths 384 and 1536, in float32 with two threads; only what is the quicker matters.
+BEGIN = {"packed": 95.0, "by row": 72.0, "whole": 48.0}
+PRODUCT = {"packed": 4.3e-6, "by row": 9.8e-6, "whole": 7.8e-6}
+MOVED = 3.1e-4  # a value that is copied to another place
 
 
 def _kept(tensor: Tensor) -> nn.Parameter:
@@ -60,62 +61,79 @@ class LowRankBank(nn.Module):
     ) -> Float[Tensor, "b s R"]:
         """Return y + sum_t w_t b_t a_t x, for all rows in two batched products.
 
-        Part by part, each on its own rows, or all parts' factors at once; whichever is less work.
-        Where a gradient is wanted, each row's own factors are gathered instead. May write into y.
+        Packed: each part on its own rows, padded to as many as the part with most has. By row: each
+        row by its own factors, gathered. Whole: all parts in use on all rows. The way is chosen by
+        the time it should take. May write into y.
         `transposed`: the tensor is (inputs, outputs), so what is added is x b_t a_t.
         """
         first, second = (self.b, self.a) if transposed else (self.a, self.b)
-        m, rank, _ = first.shape
-        rows, places, _ = x.shape
-        index, some = route.sparse(rows, self.members)
-        own = index.shape[1] * rank
-        if own == 0:
+        packed = route.packed(len(x), self.members)
+        if packed is None:
             return y
-        moved = torch.is_grad_enabled() and (
-            x.requires_grad or y.requires_grad or some.requires_grad or first.requires_grad
-        )
-        if not moved:
-            return self._by_segment(x, y, route, first, second)
-        if own * (places + 8) < m * rank * places:  # a gathered value costs about eight products
-            a, b = first[index].flatten(1, 2), second[index].flatten(1, 2)
-            h = torch.bmm(x, a.transpose(1, 2))
-            h = h * some.to(h.dtype).repeat_interleave(rank, 1)[:, None]
-            return torch.baddbmm(y, h, b)
-        return self._at_once(x, y, route, first, second)
+        if len(packed.used) < len(first):
+            first, second = first[packed.used], second[packed.used]
+        way = quickest(len(x), x.shape[1], first, second, packed)
+        if way == "whole":
+            return _whole(x, y, first, second, packed)
+        added = _packed if way == "packed" else _by_row
+        return added(x, y, first, second, packed)
 
-    def _by_segment(
-        self, x: Tensor, y: Tensor, route: Route, first: Tensor, second: Tensor
-    ) -> Tensor:
-        """Add to y in place, part by part, each to its own rows; or at once where that is less."""
-        m, rank, inputs = first.shape
-        rows, places, outputs = y.shape
-        segments = route.segments(rows, self.members)
-        each = 2 * places * rank * (inputs + outputs)
-        apart = sum(
-            s.count * each * (SLICED if isinstance(s.rows, slice) else GATHERED) + LAUNCH
-            for s in segments
-        )
-        if apart > rows * m * each + LAUNCH:
-            return self._at_once(x, y, route, first, second)
-        y = y.contiguous()
-        for member, where, weights, count in segments:
-            h = x[where].reshape(count * places, inputs) @ first[member].t()
-            if weights is not None:
-                h = (h.view(count, places, rank) * weights.to(h.dtype)).view(-1, rank)
-            if isinstance(where, slice):
-                y[where].view(count * places, outputs).addmm_(h, second[member])
-            else:
-                y.index_add_(0, where, (h @ second[member]).view(count, places, outputs))
-        return y
 
-    def _at_once(self, x: Tensor, y: Tensor, route: Route, first: Tensor, second: Tensor) -> Tensor:
-        """Run all parts on all rows."""
-        m, rank, _ = first.shape
-        rows, places, _ = y.shape
-        weights = route.of(rows, self.members).to(x.dtype)
-        h = (x @ first.flatten(0, 1).t()).unflatten(2, (m, rank)) * weights[:, None, :, None]
-        flat = torch.addmm(y.flatten(0, 1), h.flatten(2).flatten(0, 1), second.flatten(0, 1))
-        return flat.unflatten(0, (rows, places))
+def quickest(rows: int, places: int, first: Tensor, second: Tensor, packed: Packed) -> str:
+    """Return the way of adding that should take the shortest time."""
+    used, rank, inputs = first.shape
+    outputs = second.shape[2]
+    filled, own = packed.rows.numel(), packed.slots.numel()
+    each = rank * (inputs + outputs)
+    products = {
+        "packed": filled * places * each,
+        "by row": own * places * each,
+        "whole": rows * used * places * each,
+    }
+    values = {
+        "packed": places * (filled * (inputs + outputs) + own * outputs),
+        "by row": own * each,
+        "whole": rows * places * (used * rank + outputs),
+    }
+    times = {way: BEGIN[way] + PRODUCT[way] * products[way] + MOVED * values[way] for way in BEGIN}
+    return min(times, key=times.__getitem__)
+
+
+def _packed(x: Tensor, y: Tensor, first: Tensor, second: Tensor, packed: Packed) -> Tensor:
+    used, most = packed.rows.shape
+    places = x.shape[1]
+    h = torch.bmm(x[packed.rows.flatten()].view(used, most * places, -1), first.transpose(1, 2))
+    if packed.weights is not None:
+        weights = packed.weights.to(h.dtype)[:, :, None, None]
+        h = (h.view(used, most, places, -1) * weights).view(h.shape)
+    found = torch.bmm(h, second).view(used * most, places, -1)
+    for column in packed.slots.unbind(1):
+        y = y.add_(found[column]) if _free(y, found) else y + found[column]
+    return y
+
+
+def _by_row(x: Tensor, y: Tensor, first: Tensor, second: Tensor, packed: Packed) -> Tensor:
+    which = packed.slots // packed.rows.shape[1]
+    h = torch.bmm(x, first[which].flatten(1, 2).transpose(1, 2))
+    if packed.weights is not None:
+        weights = packed.weights.to(h.dtype).flatten()[packed.slots]
+        h = h * weights.repeat_interleave(first.shape[1], 1)[:, None]
+    second = second[which].flatten(1, 2)
+    return y.baddbmm_(h, second) if _free(y, h) else torch.baddbmm(y, h, second)
+
+
+def _free(*tensors: Tensor) -> bool:
+    """Whether nobody needs a gradient of them, so that the first may be written into."""
+    return not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+
+
+def _whole(x: Tensor, y: Tensor, first: Tensor, second: Tensor, packed: Packed) -> Tensor:
+    used, rank, _ = first.shape
+    rows, places, _ = y.shape
+    weights = packed.table.to(x.dtype)
+    h = (x @ first.flatten(0, 1).t()).unflatten(2, (used, rank)) * weights[:, None, :, None]
+    flat = torch.addmm(y.flatten(0, 1), h.flatten(2).flatten(0, 1), second.flatten(0, 1))
+    return flat.unflatten(0, (rows, places))
 
 
 class DenseBank(nn.Module):

@@ -16,20 +16,14 @@ from pluribus.core.shapes import Float, Int
 T = TypeVar("T")
 
 
-class Sparse(NamedTuple):
-    """The parts that rows use, the same number for each row; unused places weigh 0."""
+class Packed(NamedTuple):
+    """The rows that use each part, side by side: u parts in use, n places for the rows of each."""
 
-    index: Int[Tensor, "b k"]
-    weight: Float[Tensor, "b k"]
-
-
-class Segment(NamedTuple):
-    """The rows that use one part."""
-
-    member: int
-    rows: Tensor | slice
-    weights: Tensor | None  # (n, 1, 1); None: all are 1
-    count: int
+    used: list[int]  # numbers among the members that were asked for
+    table: Float[Tensor, "b u"]  # weights of the parts in use
+    rows: Int[Tensor, "u n"]  # a place that nobody needs has row 0
+    weights: Float[Tensor, "u n"] | None  # and weight 0; None: all rows have k parts, of weight 1
+    slots: Int[Tensor, "b k"]  # where among the u n places a row's parts are
 
 
 class Route:
@@ -61,42 +55,33 @@ class Route:
 
         return self._once(("of", rows, members), made)
 
-    def sparse(self, rows: int, members: tuple[int, ...]) -> Sparse:
-        """Return the same as the fewest columns that hold every weight that isn't 0."""
+    def packed(self, rows: int, members: tuple[int, ...]) -> Packed | None:
+        """Return the same part by part; None if no row uses any of them."""
 
-        def made() -> Sparse:
-            found = self.of(rows, members)
-            used = int((found.detach() != 0).sum(1).max()) if found.numel() else 0
-            index = found.detach().abs().topk(used, dim=1).indices
-            return Sparse(index, found.gather(1, index))
-
-        return self._once(("sparse", rows, members), made)
-
-    def segments(self, rows: int, members: tuple[int, ...]) -> list[Segment]:
-        """Return, for each part that any row uses, those rows; a slice where they lie together."""
-
-        def made() -> list[Segment]:
+        def made() -> Packed | None:
             table = self.of(rows, members)
-            out = []
-            for number in range(len(members)):
-                column = table[:, number]
-                places = column.nonzero().flatten()
-                if not len(places):
-                    continue
-                first, last = int(places[0]), int(places[-1])
-                together = last - first + 1 == len(places)
-                weights = column[places]
-                out.append(
-                    Segment(
-                        number,
-                        slice(first, last + 1) if together else places,
-                        None if bool((weights == 1).all()) else weights[:, None, None],
-                        len(places),
-                    )
-                )
-            return out
+            plain = table.detach()
+            used = (plain != 0).any(0).nonzero().flatten()
+            if not len(used):
+                return None
+            table, plain = table[:, used], plain[:, used]
+            parts, who = (plain.t() != 0).nonzero(as_tuple=True)
+            count, columns = parts.bincount(), who.bincount(minlength=rows)
+            even = int(columns.min()) == int(columns.max())
+            most = int(count.max()) + (not even)  # the last place is free where some row needs one
+            slot = parts * most + _within(parts, count)
+            by_row = who.argsort(stable=True)
+            slots = plain.new_full((rows, int(columns.max())), most - 1, dtype=torch.long)
+            slots[who[by_row], _within(who[by_row], columns)] = slot[by_row]
+            places = slots.new_zeros(len(used) * most)
+            places[slot] = who
+            weights = None
+            if not even or not bool((plain[who, parts] == 1).all()):
+                weights = table.new_zeros(len(used) * most)
+                weights = weights.index_put((slot,), table[who, parts]).view(len(used), most)
+            return Packed(used.tolist(), table, places.view(len(used), most), weights, slots)
 
-        return self._once(("segments", rows, members), made)
+        return self._once(("packed", rows, members), made)
 
     def groups(self, rows: int, members: tuple[int, ...]) -> list[tuple[Tensor | None, Tensor]]:
         """Return which rows share a mixture: (row numbers, or None for all; the mixture (t,))."""
@@ -125,6 +110,12 @@ class Route:
         if key not in self._known:
             self._known[key] = made()
         return self._known[key]
+
+
+def _within(group: Tensor, sizes: Tensor) -> Tensor:
+    """Return the place of each in its group; those of one group lie together, in order."""
+    starts = sizes.cumsum(0) - sizes
+    return torch.arange(len(group), device=group.device) - starts[group]
 
 
 class Current:
