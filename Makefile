@@ -14,7 +14,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --upgrade 'pip>=25.1'
 	$(PIP) install --constraint constraints.txt torch
-	$(PIP) install --constraint constraints.txt --group dev -e '.[hf,gguf,ray,search]'
+	$(PIP) install --constraint constraints.txt --group dev -e '.[hf,gguf,ray,search,serve]'
 	@touch $@
 
 demo: setup  ## eight specialists, ten ways to combine them, a table and a report: about a minute
