@@ -6,13 +6,12 @@ request, so different draws stay different.
 """
 
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from pluribus.agents._messages import Asked, messages
 from pluribus.core.errors import InputError, OutputError
+from pluribus.core.whole import whole_file
 from pluribus.decode.scaling.interface import Completion, Generator, Prompt
 
 
@@ -69,7 +68,8 @@ class Cached:
                 "messages": messages(prompt),
                 "completions": [one.to_dict() for one in made],
             }
-            _write(path, json.dumps(told))
+            with whole_file(path) as part:
+                part.write_text(json.dumps(told), "utf-8")
         return made
 
     def count(self, text: str) -> int:
@@ -85,17 +85,3 @@ def _kept(path: Path, n: int) -> list[Completion] | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # absent or broken: it is written anew
     return found if len(found) == n else None
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        handle, part = tempfile.mkstemp(prefix=".", suffix=".partial", dir=path.parent)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            os.replace(part, path)
-        except BaseException:
-            Path(part).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror})") from None

@@ -23,6 +23,7 @@ from typing import Any
 
 from pluribus import __version__
 from pluribus.core.errors import RecipeError, nearest
+from pluribus.core.whole import whole_file
 
 OnStep = Callable[[str, int, int], None]
 
@@ -205,10 +206,8 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 def _write(path: Path, found: Mapping[str, Any]) -> None:
     """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    part.write_text(json.dumps(found, indent=1) + "\n")
-    os.replace(part, path)
+    with whole_file(path, parents=True) as part:
+        part.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def save(outcome: Outcome, folder: Path) -> Path:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pluribus import __version__
 from pluribus.core.errors import FormatError, InputError, MismatchError, MissingError, OutputError
 from pluribus.core.optional import optional
-from pluribus.decode._folder import staged
+from pluribus.core.whole import whole_folder
 from pluribus.decode.fusers import build, settings_of
 from pluribus.route.store import digest
 
@@ -57,7 +57,7 @@ def save(
     for one in fused.members_by_role.values():
         number.setdefault(id(one.module), len(number))
     of_module = {id(fused.members_by_role[role].module): path for role, path in references.items()}
-    with staged(check(folder, overwrite)) as stage:
+    with whole_folder(check(folder, overwrite)) as stage:
         told = []
         (stage / "members").mkdir()
         for key, i in number.items():

@@ -10,9 +10,8 @@ import hashlib
 import html
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from pluribus.core.errors import OutputError
+from pluribus.core.whole import whole_file
 from pluribus.report.terminal import Value, clean, number, numeric
 
 
@@ -120,15 +119,8 @@ def save(path: str | os.PathLike[str], markup: str) -> None:
 
     Raises OutputError saying why it cannot be written.
     """
-    path = Path(path).expanduser()
-    part = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with whole_file(path) as part:
         part.write_text(markup, "utf-8")
-        os.replace(part, path)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror})") from None
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _digest(inline: str) -> str:

@@ -8,14 +8,12 @@ import json
 import math
 import os
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -26,6 +24,7 @@ from pluribus.core.errors import (
     nearest,
 )
 from pluribus.core.lowrank import save_adapter
+from pluribus.core.whole import whole_file
 from pluribus.route._adapter_file import read as read_file
 from pluribus.route._inventory import TaskRouter, widths
 from pluribus.route.parts import LowRank
@@ -160,21 +159,5 @@ def write(
         raise OutputError(f"{out}: exists already; choose another name, or pass overwrite=True")
     whole = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     told = {"pluribus": json.dumps({"format": FORMAT, **table})}
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        handle, part = tempfile.mkstemp(prefix=f".{out.name}.", dir=out.parent)
-        os.close(handle)
-        try:
-            save_file(whole, part, told)
-            os.chmod(part, 0o666 & ~_umask())
-            os.replace(part, out)
-        finally:
-            Path(part).unlink(missing_ok=True)
-    except (OSError, SafetensorError) as error:
-        raise OutputError(f"{out}: cannot be written ({error})") from None
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    with whole_file(out, parents=True) as part:
+        save_file(whole, part, told)

@@ -11,12 +11,9 @@ A folder is written whole or not at all. Without the base's tensors (`base=False
 the module that has them, and checks that it is the one.
 """
 
-import contextlib
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +32,7 @@ from pluribus.core.errors import (
     listing,
 )
 from pluribus.core.optional import optional
+from pluribus.core.whole import whole_folder
 from pluribus.route.parts import Bottleneck, Delta, Dense, LowRank, Masked, Scaled
 from pluribus.route.routed import Routed
 from pluribus.route.router import Gate
@@ -86,7 +84,7 @@ def save(
         raise InputError("features that are a function of your own have no name to be saved by")
     parts, activations = _tensors(routed)
     transformers_model = hasattr(routed.base, "save_pretrained")
-    with _staged(Path(folder), overwrite) as stage:
+    with whole_folder(check(folder, overwrite)) as stage:
         names = {"parts": json.dumps(list(routed.names))}
         save_file(parts, stage / "parts.safetensors", names)
         if isinstance(router, Gate):
@@ -333,27 +331,3 @@ def _fill(module: nn.Module, weights: Mapping[str, Tensor], folder: Path) -> Non
             f"{own.get(odd, 'not there')} in {type(module).__name__}"
         )
     module.load_state_dict(dict(weights))
-
-
-@contextlib.contextmanager
-def _staged(out: Path, overwrite: bool) -> Iterator[Path]:
-    """Give a folder beside `out` that takes its name if all goes well."""
-    out = check(out, overwrite)
-    try:
-        stage = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
-    except OSError as error:
-        raise OutputError(f"{out}: cannot be written ({error.strerror or error})") from None
-    try:
-        yield stage
-        stage.chmod(0o755)
-        if out.exists():
-            old = stage.with_suffix(".replaced")
-            os.replace(out, old)
-            os.replace(stage, out)
-            shutil.rmtree(old)
-        else:
-            os.replace(stage, out)
-    except (OSError, SafetensorError) as error:
-        raise OutputError(f"{out}: cannot be written ({error})") from None
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)

@@ -14,13 +14,13 @@ trial, so a recipe that could not run is refused then, and not after an hour.
 """
 
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pluribus.core.errors import MissingError, OutputError, PluribusError, RecipeError, nearest
+from pluribus.core.whole import whole_file
 from pluribus.recipe.schema import Recipe
 from pluribus.recipe.text import dump
 from pluribus.search import tags
@@ -210,24 +210,9 @@ def save_best(made: RecipeSpace, study: Study, path: Path, trial: Trial | None =
         f"# Trial {trial.number} of {len(study.trials)} by {study.algorithm}: {told} "
         f"({made.objective.text})\n"
     )
-    handle, part = None, ""
-    try:
-        handle, part = tempfile.mkstemp(prefix=path.name, suffix=".partial", dir=path.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(head + dump(plain))
-        os.chmod(part, 0o666 & ~_umask())
-        os.replace(part, path)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror})") from None
-    finally:
-        Path(part).unlink(missing_ok=True) if part else None
+    with whole_file(path) as part:
+        part.write_text(head + dump(plain), "utf-8")
     return path
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _relative(recipe: Recipe, folder: Path) -> dict[str, str]:

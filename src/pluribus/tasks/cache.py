@@ -5,8 +5,6 @@ that decides its contents; its header carries the digest of its tensors. A file 
 or doesn't match counts as absent. Writes go to a temporary name and are renamed.
 """
 
-import os
-import tempfile
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,6 +14,9 @@ import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from pluribus.core.errors import OutputError
+from pluribus.core.whole import whole_file
 
 
 def digest(parts: Iterable[str | Tensor]) -> str:
@@ -44,17 +45,10 @@ def load(path: Path) -> dict[str, Tensor] | None:
 def save(path: Path, weights: Mapping[str, Tensor]) -> None:
     """Write the tensors under their final name only when whole; warn if that can't be done."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, part = tempfile.mkstemp(prefix=path.stem, suffix=".partial", dir=path.parent)
-        os.close(handle)
-        try:
+        with whole_file(path, parents=True) as part:
             whole = {name: tensor.contiguous() for name, tensor in weights.items()}
             save_file(whole, part, {"digest": _contents(weights)})
-            os.replace(part, path)
-        except BaseException:
-            Path(part).unlink(missing_ok=True)
-            raise
-    except (OSError, SafetensorError) as error:
+    except OutputError as error:
         warnings.warn(
             f"{path.name} was built but not kept for next time: {error}; "
             "set PLURIBUS_CACHE to a folder that can be written",

@@ -7,13 +7,13 @@ A labelled set has `text`, or `a` and `b` for pairs, and `label` and `split` (tr
 import gzip
 import hashlib
 import json
-import os
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pluribus.core.errors import FormatError
+from pluribus.core.whole import whole_file
 
 SPLITS = ("train", "dev", "test")
 COVERED = (
@@ -93,14 +93,9 @@ def digest(found: Iterable[Mapping[str, Any]]) -> str:
 
 def write(path: Path, found: Iterable[Mapping[str, Any]]) -> None:
     """Write rows as .jsonl.gz, the same bytes for the same rows, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found)
-    part = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with whole_file(path, parents=True) as part:
         part.write_bytes(gzip.compress(lines.encode(), mtime=0))
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _text(row: dict[str, Any], key: str, where: str) -> str:

@@ -9,16 +9,14 @@ sources/NAME.safetensors    adapters that this run trained, for the next recipe
 
 import json
 import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from pluribus import __version__, report
 from pluribus.core.errors import OutputError
+from pluribus.core.whole import whole_folder
 from pluribus.engine.sink import check_parent
 from pluribus.route.transfer._fit import Score
 from pluribus.route.transfer._mix import Fused
@@ -103,11 +101,7 @@ def save(ran: Ran, recipe: TransferRecipe, folder: Path, *, overwrite: bool = Fa
     """Write the folder. Raises OutputError; what stood there stays until the new one is whole."""
     out = check(folder, overwrite)
     first = next(iter(ran.results.values()))
-    try:
-        stage = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
-    except OSError as error:
-        raise OutputError(f"{out}: cannot be written ({error.strerror or error})") from None
-    try:
+    with whole_folder(out) as stage:
         if not isinstance(first.mixer, Fused):
             first.export().save(stage / "adapter.safetensors", ran.model)
         save_file(
@@ -117,18 +111,6 @@ def save(ran: Ran, recipe: TransferRecipe, folder: Path, *, overwrite: bool = Fa
         for name in ran.trained:
             ran.sources[name].save(stage / "sources" / f"{name}.safetensors", ran.model)
         (stage / REPORT).write_text(json.dumps(told(ran, recipe), indent=1) + "\n", "utf-8")
-        stage.chmod(0o755)
-        old = stage.with_suffix(".replaced")
-        if out.exists():
-            os.replace(out, old)
-        os.replace(stage, out)
-        shutil.rmtree(old, ignore_errors=True)
-    except (OSError, SafetensorError) as error:
-        if isinstance(error, OutputError):
-            raise
-        raise OutputError(f"{out}: cannot be written ({error})") from None
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
 
 
 def _ours(folder: Path) -> bool:

@@ -8,7 +8,6 @@ is what makes it count. Whoever is interrupted leaves the old state whole.
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ import xxhash
 
 from pluribus.core.errors import FormatError, MissingError, OutputError, PluribusError
 from pluribus.core.weights import Weights
+from pluribus.core.whole import whole_file
 from pluribus.train.continual.posterior import GaussianPosterior
 
 if TYPE_CHECKING:
@@ -60,12 +60,8 @@ def save(base: "CredalBase", folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         Weights.of(tensors).save(folder / file)
-        part = folder / f".{HEAD}.{os.getpid()}.partial"
-        try:
+        with whole_file(folder / HEAD) as part:
             part.write_text(json.dumps(told, indent=1) + "\n", "utf-8")
-            os.replace(part, folder / HEAD)
-        finally:
-            part.unlink(missing_ok=True)
     except OSError as error:
         if isinstance(error, PluribusError):
             raise

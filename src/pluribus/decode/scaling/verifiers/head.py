@@ -19,8 +19,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from pluribus.core.errors import FormatError, InputError, MissingError, OutputError
+from pluribus.core.errors import FormatError, InputError, MissingError
 from pluribus.core.shapes import Float
+from pluribus.core.whole import whole_file
 from pluribus.decode.scaling.answers import split
 from pluribus.decode.scaling.interface import DRAWN, Generator, Problem, Prompt, Sampling
 from pluribus.decode.scaling.verifiers import verifier
@@ -141,20 +142,11 @@ class Head:
 
     def save(self, path: str | Path) -> None:
         """Write the head as safetensors, whole or not at all. Raises OutputError."""
-        import os
-
         from safetensors.torch import save_file
 
-        path = Path(path).expanduser()
-        part = path.with_name(f".{path.name}.{os.getpid()}.partial")
         told = {"weight": self.weight.contiguous(), "bias": torch.tensor([self.bias]).double()}
-        try:
+        with whole_file(path) as part:
             save_file(told, part, {"format": "pluribus head"})
-            os.replace(part, path)
-        except OSError as error:
-            raise OutputError(f"{path}: cannot be written ({error.strerror})") from None
-        finally:
-            part.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, model: Reader, path: str | Path) -> "Head":
