@@ -26,6 +26,7 @@ from transformers import (
 from turned_keys import Block, step
 
 from pluribus.core.errors import InputError, MismatchError
+from pluribus.decode.hogwild import view as view_of
 from pluribus.decode.hogwild.blocks import KVBlock
 from pluribus.decode.hogwild.reader import Reader
 from pluribus.decode.hogwild.rotation import Rotation
@@ -166,6 +167,29 @@ def test_half_precision_keeps_up():
     with torch.no_grad():
         expected = lm(torch.tensor([ids])).logits[0, -1].float()
     assert float((found[0] - expected).abs().max()) < 0.05 * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_attention_of_one_block(kind, monkeypatch):
+    """Softmax written out, what torch has fused, and the way without it."""
+    rng = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, n, 16, generator=rng).to(kind) for n in (5, 40, 40))
+    k, v = k[:, 3:30], v[:, 3:30]  # as blocks have them: views of buffers
+    scores = (q.double() @ k.double().transpose(1, 2)) * 0.3
+    expected = scores.softmax(-1) @ v.double()
+    close = {"rtol": 0, "atol": 1e-5 if kind == torch.float32 else 3e-2}
+    mask = torch.ones(2, 5, 27, dtype=torch.bool)
+    for given in (None, mask):
+        out, total = view_of.attention(q, k, v, 0.3, given)
+        torch.testing.assert_close(out.double(), expected, **close)
+        torch.testing.assert_close(total.double(), scores.logsumexp(-1), **close)
+    monkeypatch.setattr(view_of, "FUSED", None)
+    torch.testing.assert_close(view_of.attention(q, k, v, 0.3)[0].double(), expected, **close)
+    mask[:, 2, :7] = False
+    out, total = view_of.attention(q, k, v, 0.3, mask)
+    part = (scores[:, 2, 7:].softmax(-1)[:, None] @ v[:, 7:].double())[:, 0]
+    torch.testing.assert_close(out[:, 2].double(), part, **close)
+    torch.testing.assert_close(total[:, 2].double(), scores[:, 2, 7:].logsumexp(-1), **close)
 
 
 def test_memory_is_kept_once():

@@ -24,22 +24,25 @@ class Rotation:
     pairs: Pairs = "halves"
 
     def angles(self, shifts: Tensor) -> tuple[Tensor, Tensor]:
-        """Return cosines and sines (..., r) of turns by whole numbers of positions."""
+        """Return cosines and signed sines (..., 2 r) of turns by whole numbers of positions."""
         angle = shifts.double()[..., None] * self.frequencies.double().to(shifts.device)
-        return angle.cos().float(), angle.sin().float()
+        cos, sin = angle.cos().float(), angle.sin().float()
+        if self.pairs == "halves":
+            return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
+        return cos.repeat_interleave(2, -1), torch.stack([-sin, sin], -1).flatten(-2)
 
     def turn(
-        self, x: Float[Tensor, "... e"], cos: Float[Tensor, "... r"], sin: Float[Tensor, "... r"]
+        self, x: Float[Tensor, "... e"], cos: Float[Tensor, "... q"], sin: Float[Tensor, "... q"]
     ) -> Shaped[Tensor, "... e"]:
-        """Return x turned; in float32, then in x's type."""
+        """Return x turned by what `angles` gave; in float32, then in x's type."""
         r = len(self.frequencies)
         wide = x.float()
+        own = wide if wide.shape[-1] == 2 * r else wide[..., : 2 * r]
         if self.pairs == "halves":
-            one, two, rest = wide[..., :r], wide[..., r : 2 * r], wide[..., 2 * r :]
-            parts = [one * cos - two * sin, two * cos + one * sin]
+            other = own.roll(r, -1)
         else:
-            one, two, rest = wide[..., 0 : 2 * r : 2], wide[..., 1 : 2 * r : 2], wide[..., 2 * r :]
-            parts = [torch.stack([one * cos - two * sin, two * cos + one * sin], -1).flatten(-2)]
-        if rest.shape[-1]:
-            parts.append(rest)
-        return torch.cat(parts, -1).to(x.dtype)
+            other = own.unflatten(-1, (r, 2)).flip(-1).flatten(-2)
+        turned = torch.addcmul(own * cos, other, sin)
+        if turned.shape[-1] < wide.shape[-1]:
+            turned = torch.cat([turned, wide[..., 2 * r :]], -1)
+        return turned.to(x.dtype)

@@ -24,6 +24,32 @@ from pluribus.core.shapes import Bool, Float, Int
 from pluribus.decode.hogwild.blocks import KVBlock
 from pluribus.decode.hogwild.rotation import Rotation
 
+# torch's attention for processors, which tells the logarithms too; None where torch has none
+FUSED: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
+
+
+def attention(
+    queries: Float[Tensor, "h m e"],
+    keys: Float[Tensor, "h n e"],
+    values: Float[Tensor, "h n f"],
+    scaling: float,
+    mask: Bool[Tensor, "h m n"] | None = None,
+) -> tuple[Float[Tensor, "h m f"], Float[Tensor, "h m"]]:
+    """Return attention over one block, and log sum_n exp(score) of each query (float32)."""
+    if (
+        FUSED is not None
+        and mask is None
+        and queries.device.type == "cpu"
+        and keys.shape[2] == values.shape[2]
+    ):
+        found, total = FUSED(queries[:, None], keys[:, None], values[:, None], scale=scaling)
+        return found[:, 0], total[:, 0].float()
+    scores = torch.bmm(queries, keys.transpose(1, 2)).float() * scaling
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    total = scores.logsumexp(-1, keepdim=True)
+    return torch.bmm((scores - total).exp().to(values.dtype), values), total[..., 0]
+
 
 class Reading(NamedTuple):
     """One block and the rows that read it, which lie side by side among all pairs."""
@@ -38,8 +64,8 @@ class Plan(NamedTuple):
     """One step: pairs of a row and a block, sorted by block."""
 
     rows: Int[Tensor, " p"]
-    cos: Float[Tensor, "p 1 1 r"]
-    sin: Float[Tensor, "p 1 1 r"]
+    cos: Float[Tensor, "p 1 1 q"]
+    sin: Float[Tensor, "p 1 1 q"]
     turned: bool  # whether any pair needs a turn
     readings: list[Reading]
     pairs: Int[Tensor, "w m"]  # a row's pairs; a place that it doesn't need has pair 0
@@ -179,14 +205,10 @@ class SharedView:
         for block, first, last, mask in plan.readings:
             keys, values = block.keys(layer), block.values(layer)
             kv, count = len(keys), last - first
-            grouped = turned[first:last].unflatten(1, (kv, heads // kv)).transpose(0, 1)
-            scores = torch.bmm(grouped.flatten(1, 3), keys.transpose(1, 2)).float() * scaling
-            if mask is not None:
-                wide = mask[None, :, None].expand(kv, count, heads // kv, length, -1)
-                scores = scores.masked_fill(~wide.flatten(1, 3), -torch.inf)
-            total = scores.logsumexp(-1, keepdim=True)
-            found = torch.bmm((scores - total).exp().to(values.dtype), values)
             shape = (kv, count, heads // kv, length)
+            grouped = turned[first:last].unflatten(1, (kv, heads // kv)).transpose(0, 1)
+            wide = None if mask is None else mask[None, :, None].expand(*shape, -1).flatten(1, 3)
+            found, total = attention(grouped.flatten(1, 3), keys, values, scaling, wide)
             outputs.append(found.view(*shape, -1).transpose(0, 1).flatten(1, 2))
             sums.append(total.view(shape).transpose(0, 1).flatten(1, 2))
         if len(outputs) == 1:
