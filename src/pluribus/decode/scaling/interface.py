@@ -8,7 +8,7 @@ A text of a completion never holds the stop text it ended at, nor the prefix it 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from pluribus.core.errors import InputError
 from pluribus.core.merger import Fraction, NonNegative, PositiveInt, _checked
@@ -66,6 +66,7 @@ class Completion:
         )
 
 
+@runtime_checkable
 class Generator(Protocol):
     """A model that writes: local, behind an endpoint, scripted or replayed.
 
@@ -134,6 +135,7 @@ class Problem:
             return None
 
 
+@runtime_checkable
 class Verifier(Protocol):
     """Judges a candidate: one score a step, or one for the whole.
 
