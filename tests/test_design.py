@@ -226,3 +226,21 @@ def test_libraries_do_not_print():
         and isinstance(node.func, ast.Name)
         and node.func.id in ("print", "input")
     ]
+
+
+def test_modules_that_tests_share_have_names_of_their_own():
+    """They are imported by their bare names, in one process: the first of a name would win."""
+    tests = list(Path(__file__).parent.rglob("*.py"))
+    imported = {
+        name
+        for path in tests
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in [getattr(node, "module", None), *(alias.name for alias in node.names)]
+    }
+    places = defaultdict(list)
+    for path in tests:
+        if path.stem in imported and not path.name.startswith(("test_", "conftest")):
+            places[path.name].append(path.parent.name)
+    assert places["members.py"] == ["decode"]
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests are collected without a package
-from asking import greedy, moved, tiny, tokenizer  # type: ignore[import-not-found]
 from rich.console import Console
+from server_help import greedy, moved, tiny, tokenizer  # type: ignore[import-not-found]
 from serving import background  # type: ignore[import-not-found]
 
 from pluribus.cli import main

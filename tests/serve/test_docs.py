@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests are collected without a package
-from asking import tiny, tokenizer  # type: ignore[import-not-found]
+from server_help import tiny, tokenizer  # type: ignore[import-not-found]
 from serving import background  # type: ignore[import-not-found]
 
 from pluribus.serve import Limits, Served, read

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests are collected without a package
-from asking import Told, greedy, rows, tiny, tokenizer, trio  # type: ignore[import-not-found]
+from server_help import Told, greedy, rows, tiny, tokenizer, trio  # type: ignore[import-not-found]
 
 from pluribus.decode import DynamicFusion, Fused
 from pluribus.route import LowRank, Routed

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests are collected without a package
-from asking import greedy, moved, tiny, tokenizer  # type: ignore[import-not-found]
+from server_help import greedy, moved, tiny, tokenizer  # type: ignore[import-not-found]
 from serving import background, openai  # type: ignore[import-not-found]
 
 from pluribus.core.errors import MissingError

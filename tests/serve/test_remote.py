@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests are collected without a package
-from asking import tiny, tokenizer  # type: ignore[import-not-found]
+from server_help import tiny, tokenizer  # type: ignore[import-not-found]
 from serving import openai  # type: ignore[import-not-found]
 
 from pluribus.core.errors import MissingError

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests are collected without a package
-from asking import greedy, moved, tiny, tokenizer  # type: ignore[import-not-found]
+from server_help import greedy, moved, tiny, tokenizer  # type: ignore[import-not-found]
 from serving import httpx, openai  # type: ignore[import-not-found]
 
 import pluribus

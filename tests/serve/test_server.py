@@ -12,7 +12,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests are collected without a package
-from asking import greedy, moved, rows, tiny, tokenizer, trio  # type: ignore[import-not-found]
+from server_help import greedy, moved, rows, tiny, tokenizer, trio  # type: ignore[import-not-found]
 from serving import httpx, openai  # type: ignore[import-not-found]
 
 from pluribus.decode import EFT, DynamicFusion, Fused

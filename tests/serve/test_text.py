@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests are collected without a package
-from asking import rows, tokenizer  # type: ignore[import-not-found]
+from server_help import rows, tokenizer  # type: ignore[import-not-found]
 
 from pluribus.serve.text import Decoder, Stops, token_bytes, token_text
 
