@@ -105,6 +105,8 @@ class LocalModel:
         )
         import torch
 
+        from pluribus.decode.write import cuda_devices
+
         inputs = self._inputs(asked)
         ids = inputs["input_ids"]
         length = ids.shape[1]
@@ -116,7 +118,7 @@ class LocalModel:
             )
         most = min(asked.max_tokens, room - length)
         found: list[Completion] = []
-        with torch.inference_mode(), torch.random.fork_rng(devices=_devices(self.model)):
+        with torch.inference_mode(), torch.random.fork_rng(devices=cuda_devices(self.model)):
             torch.manual_seed(asked.seed)
             while len(found) < n:
                 found += self._batch(asked, inputs, most, min(self.batch, n - len(found)))
@@ -126,7 +128,9 @@ class LocalModel:
         self, asked: Asked, inputs: dict[str, Any], most: int, rows: int
     ) -> list[Completion]:
         hf = optional("transformers", "hf", "writing with a language model")
-        ends = _ends(self.model, self.tokenizer)
+        from pluribus.decode.write import ends_of
+
+        ends = ends_of(self.model, self.tokenizer)
         drawn = asked.temperature > 0
         settings = hf.GenerationConfig(
             max_new_tokens=most,
@@ -253,13 +257,3 @@ def _repeated(inputs: dict[str, Any], rows: int) -> dict[str, Any]:
         else:
             told[name] = value.repeat(rows, 1)
     return told
-
-
-def _ends(model: Any, tokenizer: Any) -> list[int]:
-    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    own = tokenizer.eos_token_id if own is None else own
-    return list(own) if isinstance(own, list) else [] if own is None else [own]
-
-
-def _devices(model: Any) -> list[Any]:
-    return sorted({p.device for p in model.parameters() if p.device.type == "cuda"}, key=str)

@@ -61,7 +61,7 @@ def write(
     length = inputs["input_ids"].shape[1]
     _check_room(model, length, max_new_tokens)
     streamer = _Streamer(tokenizer, on_text) if on_text is not None else None
-    ends = _ends(model, tokenizer)
+    ends = ends_of(model, tokenizer)
     settings = hf.GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=temperature > 0,
@@ -71,7 +71,7 @@ def write(
         pad_token_id=ends[0] if ends else 0,
         return_dict_in_generate=True,
     )
-    with torch.inference_mode(), torch.random.fork_rng(devices=_devices(model)):
+    with torch.inference_mode(), torch.random.fork_rng(devices=cuda_devices(model)):
         torch.manual_seed(seed)
         out = model.generate(**inputs, generation_config=settings, streamer=streamer)
     new = out.sequences[0, length:].tolist()
@@ -107,13 +107,15 @@ def _check_room(model: Any, length: int, more: int) -> None:
         )
 
 
-def _ends(model: Any, tokenizer: Any) -> list[int]:
+def ends_of(model: Any, tokenizer: Any) -> list[int]:
+    """Return the tokens that end a text: the model's, or else the tokenizer's."""
     own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     own = tokenizer.eos_token_id if own is None else own
     return list(own) if isinstance(own, list) else [] if own is None else [own]
 
 
-def _devices(model: Any) -> list[torch.device]:
+def cuda_devices(model: Any) -> list[torch.device]:
+    """Return the CUDA devices that a model lies on, for forking their chance."""
     return sorted({p.device for p in model.parameters() if p.device.type == "cuda"}, key=str)
 
 
