@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pluribus.claims import scalearn as claim
-from pluribus.claims.mhr import VIEWS
+from pluribus.claims._mhr_beds import VIEWS
 from pluribus.route.transfer import Examples, SingleAdapter, Target
 from pluribus.tasks.encoders import minilm
 from pluribus.tasks.views import Split, vision6

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pluribus.compress import Twin, open_store
-from pluribus.core.errors import InputError, MismatchError
+from pluribus.core.errors import InputError, MismatchError, NonFiniteError
 from pluribus.core.weights import Weights
 
 
@@ -122,6 +122,8 @@ METHODS = [
     Twin(compress="magnitude", density=0.2),
     Twin(compress="bernoulli", density=0.2),
     Twin(shared="ties(density=0.3)"),
+    Twin(rank=3, dtype="float16"),
+    Twin(compress="magnitude", density=0.2, dtype="bfloat16"),
 ]
 
 
@@ -170,6 +172,32 @@ def test_report(tmp_path, base, experts):
     assert told["ratio"] == pytest.approx((each + 3 * part) / (3 * each))
     assert 0 < told["tasks"]["law"]["kept"] < 1
     assert told["tasks"]["law"]["largest_rank"] == 2
+
+
+@pytest.mark.parametrize(("kind", "digits"), [("float16", 11), ("bfloat16", 8)])
+def test_half_precision_rounds_each_value_of_a_factor_once(tmp_path, base, experts, kind, digits):
+    whole = Twin(rank=3).fit(base, experts)
+    half = Twin(rank=3, dtype=kind).fit(base, experts, out=tmp_path / "t")
+    for name in ("layers.0.w", "layers.1.w"):
+        for form in ("a", "b"):
+            found, want = (s.parts["law"][f"{form}/{name}"] for s in (half, whole))
+            assert found.dtype == getattr(torch, kind)
+            torch.testing.assert_close(found.float(), want, rtol=2.0**-digits, atol=1e-7)
+        product = half.parts["law"][f"b/{name}"].float() @ half.parts["law"][f"a/{name}"].float()
+        torch.testing.assert_close(half["law"][name], half.shared[name] + product)
+    factors = 4 * 3 * (33 + 21 + 40 + 7)
+    told = (store.report()["tasks"]["law"]["bytes"] for store in (half, whole))
+    assert -np.subtract(*told) == factors // 2
+    assert half.parts["law"]["dense/norm.weight"].dtype == torch.float32
+
+
+def test_what_half_precision_cannot_hold_is_told():
+    base = {"w": torch.zeros(2, 2)}
+    experts = {"a": {"w": torch.full((2, 2), 1e12)}}
+    with pytest.raises(NonFiniteError, match="part a of w is beyond the range of float16; give"):
+        Twin(rank=1, dtype="float16").fit(base, experts)
+    kept = Twin(rank=1, dtype="bfloat16").fit(base, experts)["a"]["w"]
+    torch.testing.assert_close(kept, experts["a"]["w"], rtol=2.0**-7, atol=0)
 
 
 def test_heads_and_excluded_tensors(tmp_path, base, experts):

@@ -179,6 +179,33 @@ def test_each_row_is_its_own_merge(model, form, kind):
     assert float((expected - routed.base(x)).abs().max()) > 0 or kind == "zeros"
 
 
+@pytest.mark.parametrize("kind", ["one-hot", "soft", "equal"])
+@pytest.mark.parametrize("model", ["linear", "conv1d", "embedding", "convolution"])
+def test_parts_in_half_precision_are_what_they_round_to(model, kind):
+    build, draw = MODELS[model]
+    base, parts = made(build, "low_rank")
+
+    def halved(wide: torch.dtype) -> dict:
+        return {
+            label: {
+                name: LowRank(delta.a.half().to(wide), delta.b.half().to(wide))
+                for name, delta in part.items()
+                if isinstance(delta, LowRank)
+            }
+            for label, part in parts.items()
+        }
+
+    x, table = (draw or (lambda b: torch.randn(b, 8)))(7), weights_of(kind, 7, 3)
+    half, whole = Routed(copy.deepcopy(base), halved(torch.half)), Routed(base, halved(torch.float))
+    with torch.no_grad():
+        found = half(x, weights=table)
+        torch.testing.assert_close(found, whole(x, weights=table), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found, reference(half, table, x), rtol=1e-4, atol=1e-4)
+        half.switch("p1")
+        torch.testing.assert_close(half.base(x), whole(x, weights="p1"), rtol=1e-4, atol=1e-4)
+    assert 2 * half.report()["parts_bytes"] == whole.report()["parts_bytes"]
+
+
 @pytest.mark.parametrize("rows", [1, 2, 33])
 def test_many_parts_are_gathered(rows):
     """With few parts a row of many, factors are gathered; the result is the same."""

@@ -198,12 +198,19 @@ def score(zoo: zoos.Zoo, state: State, split: Any = "test", limit: int | None = 
     return 100 * sum(shares.values()) / len(shares)
 
 
-def composite_score(zoo: zoos.Zoo, routed: Routed, *, true: bool = False) -> float:
+def composite_score(
+    zoo: zoos.Zoo,
+    routed: Routed,
+    *,
+    true: bool = False,
+    split: Any = "test",
+    limit: int | None = None,
+) -> float:
     """Return the same of a composite; with `true`, each input gets its own task's part."""
-    own = zoo.expert_scores()
+    own = zoo.expert_scores(split, limit)
     shares = []
     for task in zoo.tasks:
-        x, y = zoo.tasks[task].split("test")
+        x, y = (part[:limit] for part in zoo.tasks[task].split(split))
         given = {"weights": task} if true else {}
         with torch.inference_mode():
             found = torch.cat([routed(part, task=task, **given) for part in x.split(200)])

@@ -33,16 +33,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
 from pluribus.claims import Check, Claim, OnStep
-from pluribus.claims.mhr import VIEWS
-from pluribus.core.shapes import Float, Int
+from pluribus.claims._mhr_beds import VIEWS
+from pluribus.claims._minilm_tail import Tail, encoder_of, lower
 from pluribus.route.adapters import AdapterSet
 from pluribus.route.transfer import METHODS, Examples, SingleAdapter, Target, TransferResult, fit
 from pluribus.route.transfer._fit import at
 from pluribus.tasks import zoo as zoos
-from pluribus.tasks.encoders import minilm
 from pluribus.tasks.specialise import threads
 from pluribus.tasks.views import Sizes, Split, generator, vision6
 from pluribus.tasks.zoos import text6
@@ -165,9 +163,7 @@ def images(seed: int, on_step: OnStep | None = None) -> dict[str, float]:
 
 def texts(seed: int, on_step: OnStep | None = None) -> dict[str, float]:
     """Return the figures of the text tasks."""
-    encoder = minilm.MiniLM(scale=text6.SCALE)
-    encoder.load_state_dict(minilm.pretrained())
-    encoder.eval().requires_grad_(False)
+    encoder = encoder_of()
     tail = Tail(encoder, LOWER).eval()
     sources, targets = {}, {}
     for name in text6.SETS:
@@ -309,38 +305,3 @@ def subset(split: Split, chosen: Tensor, count: int, rng: torch.Generator) -> Sp
     rows = (place[split.y] >= 0).nonzero().flatten()
     rows = rows[torch.randperm(len(rows), generator=rng)[:count]]
     return Split(split.x[rows], place[split.y[rows]])
-
-
-class Tail(nn.Module):
-    """The last layers of MiniLM, from hidden states that were made before."""
-
-    def __init__(self, encoder: minilm.MiniLM, first: int) -> None:
-        super().__init__()
-        self.layer = encoder.encoder.layer[first:]
-        self.scale = encoder.scale
-
-    def forward(
-        self, hidden: Float[Tensor, "b s d"], attention_mask: Int[Tensor, "b s"]
-    ) -> Float[Tensor, "b d"]:
-        """Return the features, as the whole encoder does."""
-        unseen = torch.zeros_like(hidden[:, :, 0]).masked_fill(attention_mask == 0, float("-inf"))
-        for layer in self.layer:  # type: ignore[union-attr]
-            hidden = layer(hidden, unseen[:, None, None])
-        real = attention_mask[:, :, None]
-        return self.scale * normalize((hidden * real).sum(1) / real.sum(1), dim=1)
-
-
-def lower(encoder: minilm.MiniLM, ids: Int[Tensor, "b s"], first: int) -> dict[str, Tensor]:
-    """Return what `Tail` takes: hidden states (b, s, d) before layer `first`, and the mask."""
-    mask = (ids != minilm.PADDING).long()
-    hidden = torch.zeros(*ids.shape, encoder.width)
-    with torch.no_grad():
-        for rows in mask.sum(1).argsort().split(64):
-            length = int(mask[rows].sum(1).max())
-            seen = mask[rows, :length]
-            unseen = torch.zeros(seen.shape).masked_fill(seen == 0, float("-inf"))
-            x = encoder.embeddings(ids[rows, :length])
-            for layer in encoder.encoder.layer[:first]:
-                x = layer(x, unseen[:, None, None])
-            hidden[rows, :length] = x
-    return {"hidden": hidden, "attention_mask": mask}

@@ -28,7 +28,7 @@ def _kept(tensor: Tensor) -> nn.Parameter:
 
 
 class LowRankBank(nn.Module):
-    """Factors of some parts."""
+    """Factors of some parts; those of another type than their inputs are cast at each use."""
 
     def __init__(self, members: Sequence[int], deltas: Sequence[LowRank]) -> None:
         super().__init__()
@@ -48,8 +48,8 @@ class LowRankBank(nn.Module):
 
     def mixture(self, weights: Float[Tensor, " m"], base: Tensor) -> Tensor:
         """Return the weighted sum of the deltas, in the base's shape."""
-        b = (self.b * weights[:, None, None]).flatten(0, 1)
-        return (b.t() @ self.a.flatten(0, 1)).reshape(base.shape)
+        b = (self.b.to(base.dtype) * weights[:, None, None]).flatten(0, 1)
+        return (b.t() @ self.a.to(base.dtype).flatten(0, 1)).reshape(base.shape)
 
     def add(
         self,
@@ -72,6 +72,7 @@ class LowRankBank(nn.Module):
             return y
         if len(packed.used) < len(first):
             first, second = first[packed.used], second[packed.used]
+        first, second = first.to(x.dtype), second.to(x.dtype)
         way = quickest(len(x), x.shape[1], first, second, packed)
         if way == "whole":
             return _whole(x, y, first, second, packed)

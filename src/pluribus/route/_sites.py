@@ -210,9 +210,9 @@ class ConvolutionSite(Site):
                 y = y + _channels(weights[:, number : number + 1], y) * found
             return y
         m, rank, _ = bank.a.shape
-        maps = apply(x, bank.a.view(m * rank, *shape[1:]))
+        maps = apply(x, bank.a.to(x.dtype).view(m * rank, *shape[1:]))
         maps = maps * _channels(weights.repeat_interleave(rank, 1), maps)
-        return y + torch.einsum("br...,rR->bR...", maps, bank.b.flatten(0, 1))
+        return y + torch.einsum("br...,rR->bR...", maps, bank.b.to(x.dtype).flatten(0, 1))
 
 
 class EmbeddingSite(Site):
@@ -228,7 +228,7 @@ class EmbeddingSite(Site):
                 if not bool(weights[:, number].any()):
                     continue
                 if isinstance(bank, LowRankBank):
-                    found = bank.b[number].t()[x] @ bank.a[number]
+                    found = bank.b[number].t()[x].to(y.dtype) @ bank.a[number].to(y.dtype)
                 elif isinstance(bank, DenseBank):
                     found = bank.values[number][x]
                 else:

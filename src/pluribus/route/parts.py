@@ -41,7 +41,7 @@ class LowRank:
 
     def delta(self, base: Tensor) -> Tensor:
         """Return the delta of a tensor."""
-        return (self.b @ self.a).reshape(base.shape)
+        return (self.b.to(base.dtype) @ self.a.to(base.dtype)).reshape(base.shape)
 
     def check(self, name: str, base: Tensor) -> None:
         """Raise MismatchError if it is not for a tensor of this shape."""

@@ -5,9 +5,8 @@
 The weights of no row are ever built: every layer adds its parts' deltas to its own output, grouped
 by who needs what (`_sites`), which equals running each row through its own merge, up to rounding.
 Tensors that no layer can mix (class tokens, packed attention projections, a table that is read
-without a call) are an exception. Where a tensor for each row in their place gives what running the
-rows apart gives, on the first batch that differs in them, that is done from then on; otherwise rows
-with different mixtures of them run one after another, and `report()` names them.
+without a call) are an exception (`_odd`): rows with different mixtures of them may have to run one
+after another, and `report()` names them.
 
 Routing takes a first pass of the base alone for its features, unless weights are given. What is
 shared stays shared: the base's tensors are neither copied nor changed, and one base may serve
@@ -19,7 +18,7 @@ input's weights instead.
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NoReturn
 
 import torch
@@ -28,8 +27,8 @@ from torch import Tensor, nn
 from pluribus.core.errors import InputError, MismatchError, listing, nearest
 from pluribus.core.shapes import Float
 from pluribus.route._around import Around
-from pluribus.route._banks import Banks, banks, by_row, mixed
-from pluribus.route._batch import begun_as, close, joined, remember, rows_of, splits, taken
+from pluribus.route._batch import begun_as, joined, remember, rows_of, splits, taken
+from pluribus.route._odd import Odd
 from pluribus.route._route import Current, Route
 from pluribus.route._sites import AdapterSite, Site, mixer
 from pluribus.route._switch import Switch
@@ -84,7 +83,7 @@ class Routed(Around):
 
     # -- building --------------------------------------------------------------------------------
 
-    def _built(self, parts: Mapping[str, Part]) -> tuple[nn.ModuleList, nn.ModuleDict]:
+    def _built(self, parts: Mapping[str, Part]) -> tuple[nn.ModuleList, Odd]:
         modules = dict(self.base.named_modules())
         state = self.base.state_dict(keep_vars=True)
         tables: dict[str, dict[int, Delta]] = {}
@@ -124,12 +123,8 @@ class Routed(Around):
             kinds[path](path, modules[path], found) for path, found in by_module.items()
         ]
         sites += [AdapterSite(path, modules[path], found) for path, found in adapters.items()]
-        self._odd_names = tuple(odd)
         self._looked = False  # whether all sites have been seen to run
-        self._spreads: bool | None = None  # whether odd tensors take a row each; None: not tried
-        return nn.ModuleList(sites), nn.ModuleDict(
-            {str(i): banks(found) for i, found in enumerate(odd.values())}
-        )
+        return nn.ModuleList(sites), Odd(self.base, odd)
 
     def set_router(self, router: Router) -> None:
         """Use a router. Raises MismatchError unless it knows exactly these parts, by name."""
@@ -224,61 +219,19 @@ class Routed(Around):
         the rows differ in them.
         """
         route = Route(weights)
-        groups = route.groups(route.rows, self._odd_members) if self._odd_names else []
-        if len(groups) > 1 and not self._spreads:
+        groups = self.odd.groups(route)
+        if len(groups) > 1 and not self.odd.spreads:
             raise InputError(
-                f"rows with different mixtures of {listing(self._odd_names)} cannot run in one "
+                f"rows with different mixtures of {listing(self.odd.names)} cannot run in one "
                 "batch; call the composite itself, or run them apart"
             )
         moved = (
-            self._spread(route)
+            self.odd.spread(route)
             if len(groups) > 1
-            else self._moved(groups[0][1] if groups else None)
+            else self.odd.standing(route, groups[0][1] if groups else None)
         )
         with self._routed(route), moved:
             yield self.base
-
-    @property
-    def _odd_members(self) -> tuple[int, ...]:
-        found = {m for bank in self.odd.values() for one in bank for m in one.members}  # type: ignore[union-attr]
-        return tuple(sorted(found))
-
-    def _moved(self, weights: Tensor | None) -> AbstractContextManager[None]:
-        """Put one mixture of the odd tensors into the base, and take it out again."""
-        if not self._odd_names or weights is None:
-            return nullcontext()
-        whole = weights.new_zeros(len(self.names))
-        whole[list(self._odd_members)] = weights
-
-        def made(found: Banks, own: Tensor) -> Tensor:
-            return own + mixed(found, whole, own)
-
-        return self._replaced(made)
-
-    def _spread(self, route: Route) -> AbstractContextManager[None]:
-        """Put a tensor for each row into the places of the odd ones, and take them out again."""
-
-        def made(found: Banks, own: Tensor) -> Tensor:
-            rows = by_row(found, route, route.rows, own) + own
-            return rows[:, 0] if own.ndim > 1 and len(own) == 1 else rows
-
-        return self._replaced(made)
-
-    @contextmanager
-    def _replaced(self, made: Callable[[Banks, Tensor], Tensor]) -> Iterator[None]:
-        before = []
-        try:
-            for name, found in zip(self._odd_names, self.odd.values(), strict=True):
-                places = _places(self.base, name)
-                own = places[0][0][places[0][1]]
-                instead = made(found, own.detach())  # type: ignore[arg-type]
-                for table, attribute in places:
-                    before.append((table, attribute, own))
-                    table[attribute] = instead
-            yield
-        finally:
-            for table, attribute, own in reversed(before):
-                table[attribute] = own
 
     # -- running ---------------------------------------------------------------------------------
 
@@ -336,22 +289,24 @@ class Routed(Around):
             some, named = taken(args, kwargs, order, rows)
             return joined([self._run(some, named, table[order], rows)], [order], rows)
         route = Route(table)
-        groups = route.groups(rows, self._odd_members) if self._odd_names else []
+        groups = self.odd.groups(route)
         if len(groups) < 2:
-            with self._routed(route), self._moved(groups[0][1] if groups else None):
+            with self._routed(route), self.odd.standing(route, groups[0][1] if groups else None):
                 return self.base(*args, **kwargs)
-        if self._spreads:
-            with self._routed(route), self._spread(route):
+        if self.odd.spreads:
+            with self._routed(route), self.odd.spread(route):
                 return self.base(*args, **kwargs)
         outputs = []
         for places, mixture in groups:
             assert places is not None
             some, named = taken(args, kwargs, places, rows)
-            with self._routed(Route(table[places])), self._moved(mixture):
+            part = Route(table[places])
+            with self._routed(part), self.odd.standing(part, mixture):
                 outputs.append(self.base(*some, **named))
         out = joined(outputs, [places for places, _ in groups], rows)  # type: ignore[misc]
-        if self._spreads is None:
-            self._spreads = self._agrees(out, args, kwargs, route)
+        if self.odd.spreads is None:
+            with self._routed(route):
+                self.odd.spreads = self.odd.agrees(out, args, kwargs, route)
         return out
 
     def _sorted(
@@ -367,19 +322,9 @@ class Routed(Around):
         order = chief.argsort(stable=True)
         return None if bool((chief[order] == chief).all()) else order
 
-    def _agrees(self, expected: Any, args: tuple, kwargs: dict[str, Any], route: Route) -> bool:
-        """Whether a tensor for each row in the odd ones' places gives the same outputs."""
-        try:
-            with torch.no_grad(), self._routed(route), self._spread(route):
-                found = self.base(*args, **kwargs)
-        except (RuntimeError, IndexError, ValueError):  # shapes that do not broadcast
-            return False
-        return close(found, expected)
-
     def _demote(self, silent: Sequence[Site]) -> None:
         """Mix tensors of modules that the base reads without calling them as odd ones."""
         kept = [site for site in self.sites if site not in silent]
-        names = list(self._odd_names)
         for site in silent:
             if isinstance(site, AdapterSite):
                 raise MismatchError(
@@ -387,10 +332,8 @@ class Routed(Around):
                     "do nothing; name a module that runs"
                 )
             for tensor, found in site.banks.items():  # type: ignore[union-attr]
-                self.odd[str(len(names))] = found
-                names.append(f"{site.path}.{tensor}" if site.path else tensor)
-        self.sites, self._odd_names = nn.ModuleList(kept), tuple(names)
-        self._spreads = None
+                self.odd.add(f"{site.path}.{tensor}" if site.path else tensor, found)
+        self.sites = nn.ModuleList(kept)
 
     def _head(self, task: str) -> Mapping[str, Tensor]:
         if task not in self.heads:
@@ -482,8 +425,8 @@ class Routed(Around):
                     if number in bank.members:
                         place = f"{site.path}.{tensor}" if site.path else tensor
                         found[place] = bank.at(bank.members.index(number))
-        for tensor, kept in zip(self._odd_names, self.odd.values(), strict=True):
-            for bank in kept:  # type: ignore[union-attr]
+        for tensor, kept in self.odd.items():
+            for bank in kept:
                 if number in bank.members:
                     found[tensor] = bank.at(bank.members.index(number))
         return found
@@ -523,7 +466,7 @@ class Routed(Around):
             "heads_bytes": sum(
                 t.numel() * t.element_size() for h in self.heads.values() for t in h.values()
             ),
-            "run_apart": [] if self._spreads else list(self._odd_names),
+            "run_apart": [] if self.odd.spreads else list(self.odd.names),
             "forms": {
                 name: {tensor: type(delta).__name__ for tensor, delta in self.part(name).items()}
                 for name in self.names
@@ -585,15 +528,3 @@ def _inside_attention(path: str, modules: Mapping[str, nn.Module]) -> bool:
     pieces = path.split(".")
     above = (".".join(pieces[:i]) for i in range(len(pieces) + 1))
     return any(isinstance(modules.get(p), nn.MultiheadAttention) for p in above)
-
-
-def _places(base: nn.Module, name: str) -> list[tuple[dict[str, Any], str]]:
-    """Return all places at which a tensor of the state dict is kept."""
-    wanted = base.state_dict(keep_vars=True)[name]
-    return [
-        (table, attribute)
-        for module in base.modules()
-        for table in (module._parameters, module._buffers)
-        for attribute, tensor in table.items()
-        if tensor is wanted
-    ]

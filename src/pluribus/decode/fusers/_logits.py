@@ -20,13 +20,10 @@ def normalised(
     MismatchError for shapes that differ, InputError for a row without a token that is left.
     """
     wide = checked(logits)
-    total = sum(wide.values())
-    assert isinstance(total, Tensor)
-    if bool(total.isfinite().all()):
+    lowest = torch.stack([x.amin(-1) for x in wide.values()])
+    if bool((lowest > NOTHING).all()):
         return {role: x.log_softmax(-1) for role, x in wide.items()}, None
     kept = torch.stack([x != NOTHING for x in wide.values()]).all(0)
-    if bool(kept.all()):  # the sum alone was too large
-        return {role: x.log_softmax(-1) for role, x in wide.items()}, None
     if not bool(kept.any(-1).all()):
         raise InputError("every token is -inf in one model or another, so none can be chosen")
     return {r: x.masked_fill(~kept, NOTHING).log_softmax(-1) for r, x in wide.items()}, kept

@@ -1,9 +1,12 @@
-"""Searches for the weights of `logits_fusion`: over listed candidates, or between two brackets.
+"""Searches for the weights of `logits_fusion`: over listed candidates, or ever closer to the best.
 
-Nothing of size candidates x vocabulary is kept: candidates come one after another.
+Nothing of size candidates x vocabulary is kept: candidates come one after another. Along one expert
+P exp(c D) goes from one c to the next by multiplication: two passes over the vocabulary a candidate
+instead of seven, and no exponential.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,8 +15,8 @@ from torch import Tensor
 
 from pluribus.core.shapes import Float
 
-HALVINGS = 12  # of a bracket: 2 / 2**12 is below a hundredth of the usual step
-INSIDE = 9  # places looked at between two brackets
+PLACES = 9  # looked at in each round of a bracketing search
+ROUNDS = 4  # after the first: each narrows to a quarter, together to 1/128 of a step on each side
 LIMIT = 80.0  # exponents within this stay normal numbers in float32
 
 
@@ -41,14 +44,16 @@ class Distances(NamedTuple):
         return ((scores - a[:, None]).exp() * delta).sum(-1) - a, a - mean
 
     def loss(
-        self, one: Float[Tensor, " b"], other: Float[Tensor, " b"], selected: int
-    ) -> Float[Tensor, " b"]:
+        self, one: Float[Tensor, "*n b"], other: Float[Tensor, "*n b"], selected: int
+    ) -> Float[Tensor, "*n b"]:
         """Return the objective over all experts, or over the selected one alone."""
         there = self.there if selected < 0 else self.there[selected : selected + 1]
         back = self.back if selected < 0 else self.back[selected : selected + 1]
-        return ((one - there) ** 2 + (other - back) ** 2).sum(0)
+        pairs = zip(there, back, strict=True)
+        return sum(((one - x) ** 2 + (other - y) ** 2 for x, y in pairs), torch.zeros_like(one))
 
 
+@torch.no_grad()
 def searched(
     known: Distances, candidates: Candidates, targets: str
 ) -> tuple[Float[Tensor, "t b"], Float[Tensor, " b"]]:
@@ -81,12 +86,9 @@ def _all_distances(
         if t >= 0:
             cs = candidates.table[candidates.selected == t][:, t]
             number += len(cs)
-            if _tame(known, t, cs):
-                swept = _swept(p, known.deltas[t], cs, means[t])
-            else:
-                swept = [known.moved(float(c) * known.deltas[t], float(c) * means[t]) for c in cs]
-            one += [first for first, _ in swept]
-            other += [second for _, second in swept]
+            swept = _listed(known, p, t, cs, means[t])
+            one += swept[0].unbind()
+            other += swept[1].unbind()
             continue
         number += 1
         used = [i for i, c in enumerate(row) if c]
@@ -103,45 +105,81 @@ def _all_distances(
     return torch.stack(one), torch.stack(other)
 
 
-def _tame(known: Distances, t: int, cs: np.ndarray) -> bool:
+def _listed(
+    known: Distances, p: Float[Tensor, "b v"], t: int, cs: np.ndarray, mean: Float[Tensor, " b"]
+) -> tuple[Float[Tensor, "n b"], Float[Tensor, "n b"]]:
+    """Return both distances for each c e_t, the same for all rows."""
+    delta = known.deltas[t]
+    places = torch.as_tensor(cs, dtype=p.dtype, device=p.device)[:, None].expand(-1, len(p))
+    if not _tame(known, t, float(np.abs(cs).max())):
+        return _apart(known, t, places, mean)
+    gaps = np.diff(cs, prepend=0.0).round(9).tolist()
+    factors = {gap: (gap * delta).exp() for gap in set(gaps)}
+    return _along(p, delta, places, mean, (factors[gap] for gap in gaps))
+
+
+def _spaced(
+    known: Distances,
+    p: Float[Tensor, "b v"],
+    t: int,
+    first: Float[Tensor, " b"],
+    last: Float[Tensor, " b"],
+    count: int,
+    mean: Float[Tensor, " b"],
+) -> tuple[Float[Tensor, "n b"], Float[Tensor, "n b"], Float[Tensor, "n b"]]:
+    """Return `count` places between two of each row, and both distances there."""
+    gap = (last - first) / (count - 1)
+    parts = torch.arange(count, dtype=p.dtype, device=p.device)[:, None]
+    places = torch.minimum(first + parts * gap, last)
+    if not _tame(known, t, float(torch.maximum(first.abs(), last.abs()).max())):
+        return places, *_apart(known, t, places, mean)
+    delta = known.deltas[t]
+    begun, further = (first[:, None] * delta).exp(), (gap[:, None] * delta).exp()
+    factors = (further if number else begun for number in range(count))
+    return places, *_along(p, delta, places, mean, factors)
+
+
+def _tame(known: Distances, t: int, most: float) -> bool:
     """Whether P exp(c D) can be had by multiplying: no exponent leaves float32's range."""
-    lowest, most = known.large.detach().amin(), known.deltas[t].detach().abs().amax()
-    return float(most * float(np.abs(cs).max()) - lowest) < LIMIT
+    lowest, longest = known.large.amin(), known.deltas[t].abs().amax()
+    return float(longest) * most - float(lowest) < LIMIT
 
 
-def _swept(
+def _along(
     p: Float[Tensor, "b v"],
     delta: Float[Tensor, "b v"],
-    cs: np.ndarray,
+    places: Float[Tensor, "n b"],
     mean: Float[Tensor, " b"],
-) -> list[tuple[Float[Tensor, " b"], Float[Tensor, " b"]]]:
-    """Return both distances for each c: P exp(c D) goes from one to the next by multiplication.
-
-    Two passes a candidate instead of seven, and no exponential.
-    """
+    factors: Iterable[Float[Tensor, "b v"]],
+) -> tuple[Float[Tensor, "n b"], Float[Tensor, "n b"]]:
+    """Return both distances at each place; a factor leads there from the one before, or from 0."""
     both = torch.stack((torch.ones_like(delta), delta), 1)  # (b, 2, v)
-    found: list[tuple[Tensor, Tensor]] = []
-    now = p.clone()
-    factors: dict[float, Tensor] = {}
-    before = 0.0
-    for c in cs.tolist():
-        gap = round(c - before, 9)
-        if gap not in factors:
-            factors[gap] = (gap * delta).exp()
-        now *= factors[gap]
-        before = c
-        z, m = torch.bmm(both, now[:, :, None])[:, :, 0].unbind(1)
-        a = z.log()
-        found.append((c * m / z - a, a - c * mean))
-    return found
+    now, sums = p.clone(), p.new_empty(len(places), len(p), 2, 1)
+    for factor, out in zip(factors, sums, strict=True):
+        now *= factor
+        torch.bmm(both, now[:, :, None], out=out)
+    z, m = sums[..., 0].unbind(2)
+    a = z.log()
+    return places * m / z - a, a - places * mean
 
 
+def _apart(
+    known: Distances, t: int, places: Float[Tensor, "n b"], mean: Float[Tensor, " b"]
+) -> tuple[Float[Tensor, "n b"], Float[Tensor, "n b"]]:
+    """Return the same, each by itself."""
+    moved = [known.moved(c[:, None] * known.deltas[t], c * mean) for c in places]
+    one, other = zip(*moved, strict=True)
+    return torch.stack(one), torch.stack(other)
+
+
+@torch.no_grad()
 def bracketed(
-    known: Distances, limits: Sequence[tuple[float, float]], selected: bool
+    known: Distances, limits: Sequence[tuple[float, float]], step: float, selected: bool
 ) -> tuple[Float[Tensor, "t b"], Float[Tensor, " b"]]:
     """Return one expert's weight for every row, to about a hundredth of a step, and its loss.
 
-    Over all experts the objective of c e_t is that of the mean targets, up to a constant.
+    Along each expert, places no further than `step` apart are looked at first, then ever closer
+    ones on both sides of the best, each row by itself.
     """
     p = known.large.exp()
     best = known.large.new_full(p.shape[:1], torch.inf)
@@ -151,38 +189,21 @@ def bracketed(
         numbers = range(len(limits)) if selected else (-1,)
         best = torch.stack([known.loss(zero, zero, t) for t in numbers]).amin(0)
     for t, (low, high) in enumerate(limits):
-        delta = known.deltas[t]
-        mean = (p * delta).sum(-1)
-        there = known.there[t] if selected else known.there.mean(0)
-        back = known.back[t] if selected else known.back.mean(0)
-
-        def distances(
-            c: Float[Tensor, " b"], delta: Tensor = delta, mean: Tensor = mean
-        ) -> tuple[Tensor, Tensor]:
-            return known.moved(c[:, None] * delta, c * mean)
-
-        ends = []
-        for which, target in enumerate((there, back)):
-            lower = known.large.new_full((len(p),), low)
-            upper = known.large.new_full((len(p),), high)
-            for _ in range(HALVINGS):
-                middle = (lower + upper) / 2
-                short = distances(middle)[which] < target
-                lower = torch.where(short, middle, lower)
-                upper = torch.where(short, upper, middle)
-            # An end of the range is meant exactly: nothing beyond it was asked for.
-            ends.append(torch.where(lower == low, lower, torch.where(upper == high, upper, middle)))
-        first, last = torch.minimum(*ends), torch.maximum(*ends)
+        mean = (p * known.deltas[t]).sum(-1)
+        first, last = known.large.new_full((2, len(p)), low)
+        last.fill_(high)
+        count = max(PLACES, math.ceil((high - low) / step - 1e-9) + 1)
         own, place = torch.full_like(best, torch.inf), first
-        for _ in range(2):  # the second time around the best of the first
-            width = last - first
-            for part in np.linspace(0, 1, INSIDE):
-                c = first + float(part) * width
-                loss = known.loss(*distances(c), t if selected else -1)
-                place = torch.where(loss < own, c, place)
-                own = torch.minimum(loss, own)
-            near = width / (INSIDE - 1)
-            first, last = torch.maximum(first, place - near), torch.minimum(last, place + near)
+        for _ in range(1 + ROUNDS):
+            places, *distances = _spaced(known, p, t, first, last, count, mean)
+            losses = known.loss(*distances, t if selected else -1)
+            lowest, which = losses.min(0)
+            place = torch.where(lowest < own, places.gather(0, which[None])[0], place)
+            own = torch.minimum(lowest, own)
+            gap = (last - first) / (count - 1)
+            # An end of the range is meant exactly: nothing beyond it was asked for.
+            first, last = (place - gap).clamp(min=low), (place + gap).clamp(max=high)
+            count = PLACES
         better = own < best
         best = torch.where(better, own, best)
         weights[:, better] = 0.0

@@ -12,8 +12,8 @@ are closed forms, so that a candidate costs one logsumexp and one expectation:
 
 `one_hot` (the paper's) tries c e_t for every c of the grid and every expert t, zero first, and
 keeps the first that is best; `joint` tries the whole product of grids. `bracket` is `one_hot` with
-a finer c: for each expert both distances grow with c, so the best c lies between the two places
-where they meet their (mean) targets, and it is looked for there.
+a finer c: from the best place of each expert's grid, ever closer places on both sides are tried,
+down to a hundredth of its step.
 
 There is no code of the authors'. Theirs prints a running minimum that is set once before the loop
 over steps; here every step and row has its own. Their appendix swaps the two targets; the main
@@ -38,7 +38,7 @@ MOST = 20_000  # candidates of a joint search
 TRIED = {
     "one_hot": "one expert at a time, c from the grid, zero first",
     "joint": "all products of the grid",
-    "bracket": "one expert at a time, c between the places where the two distances are met",
+    "bracket": "one expert at a time, c ever closer around the best of the grid",
 }
 
 
@@ -117,7 +117,7 @@ class DynamicFusion:
         distances = Distances(large, deltas, there, back)
         if self.mode == "bracket":
             limits = [self._limits(role) for role in experts]
-            weights, loss = bracketed(distances, limits, self.targets == "selected")
+            weights, loss = bracketed(distances, limits, self.grid[2], self.targets == "selected")
         else:
             weights, loss = searched(distances, self._candidates(experts), self.targets)
         fused = (large + torch.einsum("tb,tbv->bv", weights, deltas)).log_softmax(-1)
@@ -146,17 +146,13 @@ class DynamicFusion:
             mesh = np.meshgrid(*inside, indexing="ij")
             table = np.stack([axis.ravel() for axis in mesh], 1)  # (n, t): first expert outermost
             return Candidates(table, np.full(len(table), -1))
-        rows, selected = [], []
-        if any((values == 0).any() for values in inside):
-            rows.append(np.zeros(len(experts)))
-            selected.append(-1)
-        for t, values in enumerate(inside):
-            for c in values[values != 0]:
-                row = np.zeros(len(experts))
-                row[t] = c
-                rows.append(row)
-                selected.append(t)
-        return Candidates(np.stack(rows), np.array(selected))
+        zero = any((values == 0).any() for values in inside)
+        moved = [values[values != 0] for values in inside]
+        counts = [int(zero), *map(len, moved)]
+        selected = np.repeat(np.arange(-1, len(experts)), counts)
+        table = np.zeros((len(selected), len(experts)))
+        table[np.arange(int(zero), len(table)), selected[int(zero) :]] = np.concatenate(moved)
+        return Candidates(table, selected)
 
 
 def _kl(one: Float[Tensor, "b v"], ratio: Float[Tensor, "b v"]) -> Float[Tensor, " b"]:
