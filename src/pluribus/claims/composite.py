@@ -9,7 +9,8 @@ only picks the head.
 Storage counts tensors (base, parts, router) over those of the specialists, heads left out, as all
 have the same. Time is that of a batch of 32 mixed inputs over the base's own, in this process.
 
-The router's features and training were chosen by validation inputs of seed 0.
+The router's features and training, and the parts' type and rank, were chosen by validation inputs
+of seed 0: there, density 0.1 in float32 gives 98.1 % routed, 0.2 in half precision 99.2.
 """
 
 import statistics
@@ -54,7 +55,7 @@ class Bed(NamedTuple):
 
     zoo: str
     shared: str  # of the low-rank parts
-    density: float
+    density: float  # in half precision, so that they are as large as half of it in float32
     features: str
     steps: int  # of the learned coefficients
     lr: float
@@ -63,9 +64,9 @@ class Bed(NamedTuple):
 
 BEDS = {
     "images": Bed(
-        "vision8", "task_arithmetic(scale=0.1)", 0.1, "module:stem+spread:stem", 150, 5e-3, 32
+        "vision8", "task_arithmetic(scale=0.1)", 0.2, "module:stem+spread:stem", 150, 5e-3, 32
     ),
-    "texts": Bed("text6", "task_arithmetic(scale=0.3)", 0.1, "output", 30, 1e-2, 16),
+    "texts": Bed("text6", "task_arithmetic(scale=0.3)", 0.2, "output", 30, 1e-2, 16),
 }
 ROUTER: dict[str, Any] = {"epochs": 30, "lr": 2e-3, "dropout": 0.2, "batch_size": 256}
 ROUTED = ("low rank, routed", "masks, routed")
@@ -178,7 +179,8 @@ def _of(bed: Bed, seed: int, on_step: OnStep | None) -> dict[str, float]:
 
 def low_rank(zoo: zoos.Zoo, bed: Bed) -> Routed:
     """Return Twin-Merging's composite, without a router."""
-    store = Twin(shared=bed.shared, density=bed.density).fit(zoo.base, zoo.experts)
+    twin = Twin(shared=bed.shared, density=bed.density, dtype="float16")
+    store = twin.fit(zoo.base, zoo.experts)
     return from_store(zoo.module(), store, features=bed.features, heads=zoo.heads, top_k=1)
 
 

@@ -1,9 +1,11 @@
 """Composites that are routed per input: a shared base, small parts, and a router.
 
-routed = route.from_checkpoints(module, base, {"math": math, "code": code}, density=0.1)
-report = route.fit_router(routed, {"math": inputs, "code": inputs})
-routed(x)                       # each row through its own mixture
-routed.save("composite/")
+    routed = route.from_checkpoints(module, base, {"math": math, "code": code}, density=0.1)
+    report = route.fit_router(routed, {"math": inputs, "code": inputs})
+    routed(x)                       # each row through its own mixture
+    routed.save("composite/")
+
+A composite is a module again: it moves, saves, and generates if its base does.
 """
 
 from pluribus.route.build import from_adapters, from_checkpoints, from_store
