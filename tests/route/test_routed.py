@@ -206,6 +206,27 @@ def test_parts_in_half_precision_are_what_they_round_to(model, kind):
     assert 2 * half.report()["parts_bytes"] == whole.report()["parts_bytes"]
 
 
+class Turned(nn.Module):
+    """Gives places and values in each other's order, as a view."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return (b, d, s) as (b, s, d)."""
+        return x.transpose(1, 2)
+
+
+@pytest.mark.parametrize("kind", ["one-hot", "soft", "zeros"])
+@pytest.mark.parametrize("way", ["packed", "by row", "whole"])
+def test_every_way_of_adding_takes_inputs_as_they_lie(way, kind, monkeypatch):
+    monkeypatch.setattr("pluribus.route._banks.quickest", lambda *_: way)
+    build = partial(nn.Sequential, Turned(), nn.Linear(8, 16), nn.Tanh(), Turned(), nn.Linear(5, 3))
+    base, parts = made(build, "low_rank")
+    routed, x = Routed(base, parts), torch.randn(9, 8, 5)
+    table = weights_of(kind, 9, 3)
+    with torch.no_grad():
+        found = routed(x, weights=table)
+        torch.testing.assert_close(found, reference(routed, table, x), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("rows", [1, 2, 33])
 def test_many_parts_are_gathered(rows):
     """With few parts a row of many, factors are gathered; the result is the same."""

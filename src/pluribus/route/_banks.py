@@ -103,7 +103,9 @@ def quickest(rows: int, places: int, first: Tensor, second: Tensor, packed: Pack
 def _packed(x: Tensor, y: Tensor, first: Tensor, second: Tensor, packed: Packed) -> Tensor:
     used, most = packed.rows.shape
     places = x.shape[1]
-    h = torch.bmm(x[packed.rows.flatten()].view(used, most * places, -1), first.transpose(1, 2))
+    # Picked rows lie as those of x do, which may be transposed: a view is not always possible.
+    picked = x[packed.rows.flatten()].reshape(used, most * places, -1)
+    h = torch.bmm(picked, first.transpose(1, 2))
     if packed.weights is not None:
         weights = packed.weights.to(h.dtype)[:, :, None, None]
         h = (h.view(used, most, places, -1) * weights).view(h.shape)
