@@ -11,10 +11,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))  # tests are collected without a package
 from rich.console import Console
 from server_help import greedy, moved, tiny, tokenizer  # type: ignore[import-not-found]
-from serving import background  # type: ignore[import-not-found]
+from serving import answering, background  # type: ignore[import-not-found]
 
 from pluribus.cli import main
-from pluribus.core.errors import InputError, NetworkError, PluribusError
+from pluribus.core.errors import FormatError, InputError, NetworkError, PluribusError
 from pluribus.serve import Served
 from pluribus.serve.chat import HELP, Chat
 from pluribus.serve.client import Client
@@ -127,6 +127,86 @@ def test_what_is_refused(tmp_path):
     assert made.failed
     with pytest.raises(PluribusError, match="there are: large, small"):
         talk([], model="big")
+
+
+def test_answers_cannot_steer_the_terminal():
+    """Models write anything; a terminal is not to obey them."""
+    _, out, _ = talk(["a\x1b]0;title\x07\x9b31mb\tc"], terminal=True)
+    assert "\x1b]" not in out
+    assert "\x9b" not in out
+    assert "\x07" not in out
+    assert "a]0;title31mb" in out
+    _, out, _ = talk(["a\x1b[31mb"])  # what is piped on is what was said
+    assert "a\x1b[31mb" in out
+
+
+def test_a_comparison_that_fails_forgets_nothing(tmp_path):
+    class Failing(Parrot):
+        def stream(self, model, messages, **settings):
+            if fails:
+                raise InputError("it broke")
+            return super().stream(model, messages, **settings)
+
+    fails: list = []
+    made, _, errors = talk(["a"], Failing())
+    kept = list(made.messages)
+    fails.append(1)
+    made.take("/compare")
+    assert len(errors) == 2
+    assert made.messages == kept
+    made.take("/save ~nobody-of-this-name/x.md")
+    assert "nobody-of-this-name" in errors[-1]
+
+
+class Workers(Parrot):
+    """Two write before the answer comes."""
+
+    def stream(self, model, messages, thought=None, **settings):
+        for n in range(3):
+            for worker in ("Alice", "Bob"):
+                if thought is not None:
+                    thought(worker, f"{worker.lower()}\x1b[2J {n} ")
+                    yield ""
+        yield "the answer"
+
+
+def test_workers_are_seen_side_by_side():
+    made, out, errors = talk(["a"], Workers(), terminal=True)
+    assert errors == []
+    assert made.messages[1]["content"] == "the answer"
+    assert "\x1b[2J" not in out
+    console = Console(file=io.StringIO(), width=30, height=6)
+    own = Chat(Workers(), console, pytest.fail)
+    console.print(own._side_by_side({"Alice": "first\x1b[2J\nsecond line", "Bob": "x" * 20}))
+    shown = [line.split() for line in console.file.getvalue().splitlines()]
+    assert shown == [["Alice", "Bob"], ["first[2J", "x" * 13], ["second", "line", "x" * 7]]
+    assert talk(["a"], Workers())[1] == "the answer\n"
+
+
+def test_a_small_terminal():
+    console = Console(file=io.StringIO(), force_terminal=True, width=20, height=2)
+    Chat(Parrot(), console, pytest.fail).ask("hello " * 30)
+    assert "says" in console.file.getvalue()
+
+
+def test_servers_that_break_off_or_say_nonsense():
+    for sent, error, said in (
+        (b'data: {"choices": [{"delta": {"content": "a"}}]}\n\n', NetworkError, "broke off"),
+        (b"data: 3\n\n", FormatError, "no JSON object"),
+        (b"data: {\n\n", FormatError, "no JSON"),
+        (b'data: {"choices": null}\n\ndata: [DONE]\n\n', None, ""),
+        (b'data: {"choices": [3, {"delta": 4}]}\n\ndata: [DONE]\n\n', None, ""),
+    ):
+        with answering(200, sent) as (url, _):
+            client = Client(url)
+            if error is None:
+                assert list(client.stream("m", [])) == []
+            else:
+                with pytest.raises(error, match=said):
+                    list(client.stream("m", []))
+            client.close()
+    with pytest.raises(InputError, match="no header can"):
+        Client("http://127.0.0.1:1", "kéy")
 
 
 def test_ctrl_c_stops_the_answer_alone():

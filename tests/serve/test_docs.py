@@ -11,6 +11,7 @@ from serving import background  # type: ignore[import-not-found]
 from pluribus.serve import Limits, Served, read
 from pluribus.serve.chat import HELP
 from pluribus.serve.protocol import HARMLESS, Chat, Completion
+from pluribus.serve.recipes import Hogwild, Scale
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "serve.md"
@@ -26,7 +27,8 @@ def test_the_file_is_read(tmp_path):
     (tmp_path / "server.yml").write_text(block("yml"))
     page = read(tmp_path / "server.yml")
     example = read(ROOT / "examples" / "serve" / "stack.yml")
-    assert list(page.models) == list(example.models) == ["merged", "quick", "fused", "far"]
+    names = ["merged", "quick", "fused", "far", "together", "voted", "best"]
+    assert list(page.models) == list(example.models) == names
     assert page.limits == example.limits
 
 
@@ -48,6 +50,8 @@ def test_tables_and_commands():
         assert f"`{name}`" in TEXT
         assert name in Chat.model_fields or name in Completion.model_fields
     assert HARMLESS
+    for field in {*Hogwild.model_fields, *Scale.model_fields}:
+        assert f"`{field}`" in TEXT
     for name in HELP:
         assert name.split()[0] in TEXT or name.startswith("/help")
     told = re.search(r"`max_choices`.*?\| (\d+) \|", TEXT)

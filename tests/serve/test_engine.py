@@ -145,7 +145,7 @@ def test_chance_is_the_requests_own(engine):
 def test_log_probabilities_are_the_models(engine, fused):
     model = Fused(trio(), DynamicFusion()) if fused else tiny(3)
     found = engine(model)
-    assert found.batches != fused
+    assert found.batches
     [ids] = rows([7])
     told = Told(ids, 5, log_probs=3, echo=True)
     found.submit(told.ask)
@@ -262,7 +262,8 @@ def test_models_that_cannot_be_batched_are_found_out(monkeypatch):
     odd = Odd(tiny(1).config).eval()
     assert runners.runner_of(odd) is None
     assert runners.runner_of(tiny(1)) is not None
-    assert runners.runner_of(Fused(trio(), DynamicFusion())) is None
+    assert runners.runner_of(Fused(trio(), DynamicFusion())) is not None
+    assert runners.runner_of(Fused({**trio(), "expert": odd}, DynamicFusion())) is None
     assert runners.runner_of(torch.nn.Linear(2, 2)) is None
 
 

@@ -35,6 +35,10 @@ TEXT = {"model": "plain", "prompt": "a", "max_tokens": 1}
     ("path", "change", "status", "said"),
     [
         ("completions", {"model": "plane"}, 404, "Did you mean 'plain'"),
+        ("completions", {"model": "../../etc/passwd"}, 404, "there is no model"),
+        ("completions", {"model": "plain\x00"}, 404, r"no model 'plain\\x00' here"),
+        ("completions", {"model": "plain/../plain"}, 404, "no model"),
+        ("completions", {"model": "x" * 15_000}, 404, "no model 'x{100}' here"),
         ("completions", {"model": 3}, 400, "model: "),
         ("completions", {"model": None}, 400, "model"),
         ("completions", {"temperature": 3}, 400, "temperature: .*less than or equal to 2"),
@@ -74,6 +78,30 @@ TEXT = {"model": "plain", "prompt": "a", "max_tokens": 1}
             400,
             "only parts of type 'text'",
         ),
+        (
+            "chat/completions",
+            {"messages": [{"role": "user", "content": None}]},
+            400,
+            "messages.0.content: expected a text",
+        ),
+        (
+            "chat/completions",
+            {"messages": [{"role": "assistant", "tool_calls": [{"id": "a"}]}]},
+            400,
+            "messages.0.tool_calls is not supported",
+        ),
+        (
+            "chat/completions",
+            {"messages": [{"role": "user", "content": "a", "contnt": "b"}]},
+            400,
+            "unknown parameter 'messages.0.contnt'.*'content'",
+        ),
+        ("chat/completions", {"stream_options": {"usage": True}}, 400, "stream_options.usage"),
+        ("chat/completions", {"use_beam_search": 0}, 400, "use_beam_search is not supported"),
+        ("completions", {"frequency_penalty": False}, 400, "frequency_penalty is not supported"),
+        ("completions", {"best_of": 1, "n": 2}, 400, "best_of"),
+        ("embeddings", {"model": "plain", "input": ["a"] * 2049}, 400, "at most 2048 are taken"),
+        ("embeddings", {"model": "plain", "input": [[330]]}, 400, "330 is no token"),
         ("chat/completions", {"top_logprobs": 2}, 400, "top_logprobs needs logprobs"),
         ("chat/completions", {"tools": [{"type": "function"}]}, 400, "tools is not supported"),
         ("chat/completions", {"response_format": {"type": "json_object"}}, 400, "not supported"),
@@ -102,8 +130,22 @@ def test_harmless_parameters_are_taken(client):
         response_format={"type": "text"},
         tools=[],
         tool_choice="none",
-        extra_body={"top_k": -1, "repetition_penalty": 1.0, "suffix": None},
+        extra_body={
+            "use_beam_search": False,
+            "top_k": -1,
+            "repetition_penalty": 1.0,
+            "suffix": None,
+        },
     )
+    assert got.usage.completion_tokens == 1
+
+
+def test_an_answer_that_is_sent_back(client):
+    """Whole, as clients do with what they got; one that said nothing too."""
+    own = {"role": "assistant", "content": None, "refusal": None, "tool_calls": []}
+    told = {"role": "assistant", "content": "b", "reasoning_content": "c", "workers": {"A": "c"}}
+    said = [*CHAT["messages"], told, *CHAT["messages"], own]
+    got = client.chat.completions.create(**{**CHAT, "messages": said})
     assert got.usage.completion_tokens == 1
 
 
@@ -115,7 +157,8 @@ def test_harmless_parameters_are_taken(client):
         (b"\xff\xfe", 400, "not JSON|not Unicode"),
         (b'{"model": "\\ud800"}', 400, "not Unicode"),
         (b"[" * 15000, 400, "nested too deeply|not JSON"),
-        (b'{"model": "plain", "prompt": "a", "temperature": NaN}', 400, "temperature"),
+        (b'{"model": "plain", "prompt": "a", "temperature": NaN}', 400, "not JSON"),
+        (b'{"model": "plain", "prompt": "a", "metadata": {"a": 1e999}}', 400, "not JSON"),
         (b" " * 20_001, 413, "larger than 20000 bytes"),
     ],
 )

@@ -2,16 +2,14 @@
 
 import json
 import sys
-import threading
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests are collected without a package
 from server_help import tiny, tokenizer  # type: ignore[import-not-found]
-from serving import openai  # type: ignore[import-not-found]
+from serving import answering, httpx, openai  # type: ignore[import-not-found]
 
 from pluribus.core.errors import MissingError
 from pluribus.serve import Served, background
@@ -28,34 +26,6 @@ def passing(url, **changes):
         openai.OpenAI(base_url=found, api_key="-", max_retries=0, timeout=30) as client,
     ):
         yield client
-
-
-@contextmanager
-def answering(status, body, headers=()):
-    """A server that always says the same."""
-    seen = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            length = int(self.headers["Content-Length"])
-            seen.append((self.path, json.loads(self.rfile.read(length)), dict(self.headers)))
-            self.send_response(status)
-            for name, value in (*headers, ("Content-Length", str(len(body)))):
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}/v1", seen
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 def test_answers_are_passed_on(monkeypatch):
@@ -87,8 +57,17 @@ def test_answers_are_passed_on(monkeypatch):
             for c, m in ((client, "far"), (direct, "inner"))
         )
         assert one == other
-        with pytest.raises(openai.BadRequestError, match=r"'far' says: .*at most 4096"):
-            client.completions.create(model="far", prompt="a", max_tokens=4097)
+        with pytest.raises(openai.BadRequestError, match=r"'far' says: .*than the 512 that"):
+            client.completions.create(model="far", prompt="a", max_tokens=4000)
+        for asked, said in (
+            ({"max_tokens": 4097}, "at most 4096 tokens"),
+            ({"n": 129}, "at most 128 are written"),
+        ):
+            with pytest.raises(openai.BadRequestError, match=said) as told:  # ours, before theirs
+                client.completions.create(model="far", prompt="a", **asked)
+            assert "says" not in str(told.value)
+        [card] = client.models.list()
+        assert card.owned_by == "127.0.0.1"  # not the address, which may hold more
 
 
 def test_what_is_sent():
@@ -108,6 +87,10 @@ def test_what_is_sent():
         (401, b'{"error": {"message": "bad key"}}', 502, "does not take the server's key"),
         (500, b"<html>", 502, "says: status 500"),
         (404, b'{"error": {"message": "no such model"}}', 404, "no such model"),
+        (400, b'{"error": "not loaded"}', 400, "says: not loaded"),
+        (422, b'{"detail": "too long"}', 422, "says: too long"),
+        (400, b'{"error": {"message": {"a": 1}, "code": 7}}', 400, "says: {'a': 1}"),
+        (400, b"null", 400, "says: status 400"),
         (200, b"<html>", 502, "no JSON object"),
         (200, b'{"error": {"message": "later"}}', 502, "failed: later"),
     ],
@@ -126,11 +109,15 @@ def test_endpoints_that_refuse_or_fail(status, body, got, said):
 
 def test_an_endpoint_that_breaks_off():
     half = b'data: {"model": "x", "choices": [{"index": 0, "text": "ab"}]}\n\n'
-    with answering(200, half) as (url, _), passing(url) as client:
-        stream = iter(client.completions.create(model="far", prompt="a", stream=True))
-        assert next(stream).choices[0].text == "ab"
-        with pytest.raises(openai.APIError, match="broke off in the middle"):
-            next(stream)
+    long = [("Content-Length", "1000")]  # and the connection is closed before
+    for headers in ((), long):
+        with answering(200, half, headers) as (url, _), passing(url) as client:
+            stream = iter(client.completions.create(model="far", prompt="a", stream=True))
+            assert next(stream).choices[0].text == "ab"
+            with pytest.raises(openai.APIError, match="broke off in the middle"):
+                next(stream)
+            text = httpx.get(f"{str(client.base_url)[:-4]}/metrics").text
+            assert 'pluribus_broken_total{model="far"} 1.0' in text
 
 
 def test_endpoints_that_are_not_there(monkeypatch):

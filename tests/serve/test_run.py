@@ -82,7 +82,7 @@ def test_sigterm(start, place):
     process, url, said = start("serve", "patient.yml", "--port", "0")
     assert url is not None, said
     assert "serving one, mix, mix:large, mix:base, mix:expert at" in said[-1]
-    assert "mix writes one answer at a time\n" in said
+    assert not [line for line in said if "one answer at a time" in line]
     with openai.OpenAI(base_url=url, api_key="k", max_retries=0, timeout=WAIT) as client:
         small = client.completions.create(model="mix:base", prompt="a", max_tokens=3, temperature=0)
         ids = greedy(tiny(1), tokenizer()("a")["input_ids"], 3)

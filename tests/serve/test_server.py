@@ -480,6 +480,7 @@ def test_a_model_that_raises_is_told(caplog):
         with pytest.raises(openai.APIError, match="the model failed"):
             list(client.completions.create(model="broken", prompt="a", stream=True))
         assert health(url)["requests"] == 0
+        assert 'pluribus_broken_total{model="broken"} 1.0' in httpx.get(f"{url[:-3]}/metrics").text
 
 
 def test_the_description_of_the_interface(url):

@@ -87,7 +87,7 @@ def test_stop_texts_however_they_are_cut(stops, text, shown):
                     break
                 assert shown.startswith(found)  # nothing of a stop text was ever shown
         assert found + ("" if stopped else one.end()) == shown
-        assert stopped == (shown != text)
+        assert bool(stopped) == (shown != text)
 
 
 def test_names_and_bytes_of_tokens():

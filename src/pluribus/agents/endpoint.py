@@ -43,12 +43,13 @@ class OpenAICompatible:
         backoff: float = 1.0,
         concurrency: int = 8,
         extra: dict[str, Any] | None = None,
+        client: Any = None,
     ) -> None:
         """Name the endpoint, such as http://localhost:8000/v1, and its model.
 
         `key` is the environment variable that holds the key; without it none is sent. `extra` are
-        further fields of every request. Raises InputError for an address that is none, or a limit
-        out of range.
+        further fields of every request; `client` posts in place of an `_http.Client` of its own.
+        Raises InputError for an address that is none, or a limit out of range.
         """
         if tries < 1 or concurrency < 1 or not timeout > 0 or not backoff >= 0:
             raise InputError(
@@ -58,7 +59,9 @@ class OpenAICompatible:
         self.model, self.api, self.continuation = model, api, continuation
         self.log_probs, self.extra, self.concurrency = log_probs, dict(extra or {}), concurrency
         self.continues = api == "completions" or continuation != "none"
-        self._client = Client(base_url, os.environ.get(key, "").strip(), timeout, tries, backoff)
+        self._client = client or Client(
+            base_url, os.environ.get(key, "").strip(), timeout, tries, backoff
+        )
         self._takes_n = True
 
     def sample(

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pluribus.serve.sampling import Likely
 from pluribus.serve.text import token_bytes, token_text
-from pluribus.serve.writing import Done, Event, Piece, Prompt
+from pluribus.serve.writing import Done, Event, Piece, Prompt, Thought
 
 Kind = Literal["chat", "text"]
 
@@ -25,8 +25,10 @@ class Choice:
     log_probs: int | None = None
     prompt: Sequence[Likely] = ()
     pieces: list[Piece] = field(default_factory=list)
+    thoughts: dict[str, list[str]] = field(default_factory=dict)  # by who wrote them
     done: Done | None = None
     characters: int = 0  # of text that was told
+    again: bool = False  # whether an earlier choice answers the same prompt
 
     def take(self, event: Event) -> None:
         """Keep what an event tells."""
@@ -34,8 +36,15 @@ class Choice:
             self.prompt = event.likely
         elif isinstance(event, Piece):
             self.pieces.append(event)
+        elif isinstance(event, Thought):
+            self.thoughts.setdefault(event.by, []).append(event.text)
         elif isinstance(event, Done):
             self.done = event
+
+    def forget(self) -> None:
+        """Forget what was told and is not needed again."""
+        self.pieces.clear()
+        self.thoughts.clear()
 
 
 class Answer:
@@ -58,14 +67,21 @@ class Answer:
             "usage": self.usage(prompts),
         }
 
-    def usage(self, prompts: int) -> dict[str, int]:
-        """Return the counts of tokens."""
-        written = sum(one.done.written for one in self.choices if one.done is not None)
-        return {
+    def usage(self, prompts: int) -> dict[str, Any]:
+        """Return the counts of tokens; those that no answer shows are told apart."""
+        done = [one.done for one in self.choices if one.done is not None]
+        written, thought = sum(one.written for one in done), sum(one.thought for one in done)
+        prompts += sum(
+            one.done.read or 0 for one in self.choices if one.done is not None and not one.again
+        )
+        told: dict[str, Any] = {
             "prompt_tokens": prompts,
             "completion_tokens": written,
             "total_tokens": prompts + written,
         }
+        if thought:
+            told["completion_tokens_details"] = {"reasoning_tokens": thought}
+        return told
 
     def _choice(self, one: Choice) -> dict[str, Any]:
         assert one.done is not None
@@ -74,6 +90,10 @@ class Answer:
         made: dict[str, Any] = {"index": one.index, "finish_reason": one.done.reason}
         if self.kind == "chat":
             made["message"] = {"role": "assistant", "content": text, "refusal": None}
+            if one.thoughts:
+                workers = {by: "".join(texts) for by, texts in one.thoughts.items()}
+                made["message"]["reasoning_content"] = "\n\n".join(workers.values())
+                made["message"]["workers"] = workers
             made["logprobs"] = None if one.log_probs is None else self._chat_probs(tokens)
             return made
         made["text"] = text if one.echo is None else one.echo + text
@@ -101,6 +121,9 @@ class Answer:
                 return self._chunk(one, {"content": event.text}, probs, None)
             probs = None if one.log_probs is None else self._probs(one, event.tokens)
             return self._chunk(one, event.text, probs, None)
+        if isinstance(event, Thought) and self.kind == "chat":
+            told = {"reasoning_content": event.text, "worker": event.by}
+            return self._chunk(one, told, None, None)
         if isinstance(event, Done):
             probs = None
             if self.kind == "text" and one.log_probs is not None and event.ended:

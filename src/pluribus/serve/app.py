@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -12,14 +12,17 @@ from starlette.responses import JSONResponse, Response
 from pluribus.core.errors import nearest
 from pluribus.serve import answers, protocol
 from pluribus.serve.config import Limits
-from pluribus.serve.errors import ApiError
+from pluribus.serve.describe import describe, documented
+from pluribus.serve.errors import ApiError, stopping
 from pluribus.serve.gate import Gate
 from pluribus.serve.metrics import Metrics
+from pluribus.serve.prepare import check_ids
 from pluribus.serve.remote import Remote
 from pluribus.serve.served import Served
-from pluribus.serve.write import Stream, Writer, check_ids
+from pluribus.serve.sse import Stream
+from pluribus.serve.write import Member, Writer
 
-Members = Mapping[str, Served | Remote]
+Members = Mapping[str, Member]
 
 
 class Api:
@@ -30,7 +33,7 @@ class Api:
         self.metrics = Metrics(self.members)
         self.running: set[Callable[[], None]] = set()  # what cuts a request off
 
-    def member(self, name: str) -> Served | Remote:
+    def member(self, name: str) -> Member:
         """Return a model by its name. Raises ApiError 404 with the nearest name."""
         if name not in self.members:
             raise ApiError(
@@ -45,7 +48,7 @@ class Api:
     def card(self, name: str) -> dict[str, Any]:
         """Return what lists say of a model."""
         one = self.member(name)
-        owner = one.endpoint.url if isinstance(one, Remote) else "pluribus"
+        owner = one.endpoint.host if isinstance(one, Remote) else "pluribus"
         return {"id": name, "object": "model", "created": one.created, "owned_by": owner}
 
     async def body(self, request: Request) -> bytes:
@@ -70,19 +73,35 @@ class Api:
             raise ApiError(408, "the request did not arrive in time") from None
         return b"".join(parts)
 
-    async def embed(self, one: Served, body: protocol.Embedding) -> dict[str, Any]:
-        """Return embeddings. Raises ApiError for a model that has none."""
-        if not one.embeds:
+    async def embed(
+        self, request: Request, one: Member, body: protocol.Embedding
+    ) -> dict[str, Any]:
+        """Return embeddings, made in portions between two tokens of others.
+
+        Raises ApiError for a model that has none, too many texts, or a client that has left.
+        """
+        if not isinstance(one, Served) or not one.embeds:
             raise ApiError(
                 400, f"the model {one.name!r} makes no embeddings: it has no one hidden state"
             )
-        rows = [
-            one.tokenizer(text)["input_ids"] if isinstance(text, str) else text
-            for text in body.input
-        ]
+        if len(body.input) > protocol.INPUTS:
+            raise ApiError(
+                400,
+                f"{len(body.input)} texts are given; at most {protocol.INPUTS} are taken",
+                param="input",
+            )
+        rows = await asyncio.to_thread(_ids, one.tokenizer, body.input)
         for row in rows:
             check_ids(one, row, self.limits, "input")
-        vectors = await asyncio.wrap_future(one.engine.call(lambda: one.embed(rows)))
+        vectors: list[list[float]] = [[] for _ in rows]
+        for some in one.portions(rows):
+            if await request.is_disconnected():
+                self.metrics.left(one.name)
+                raise ApiError(503, "the client left")
+            given = [rows[i] for i in some]
+            made = await self._called(one, lambda given=given: one.embed(given))
+            for i, vector in zip(some, made, strict=True):
+                vectors[i] = vector
         if body.dimensions not in (None, len(vectors[0])):
             raise ApiError(
                 400,
@@ -92,6 +111,19 @@ class Api:
         tokens = sum(map(len, rows))
         self.metrics.tokens(one.name, tokens, 0)
         return answers.embeddings(one.name, vectors, tokens, body.encoding_format)
+
+    async def _called(self, one: Served, work: Callable[[], Any]) -> Any:
+        """Run something in a model's thread. Raises ApiError 503 if there is none any more."""
+        try:
+            return await asyncio.wrap_future(one.engine.call(work))
+        except (RuntimeError, asyncio.CancelledError) as error:
+            if one.engine.usable:
+                raise
+            raise stopping(one.name) from error
+
+
+def _ids(tokenizer: Any, texts: Sequence[Any]) -> list[list[int]]:
+    return [tokenizer(one)["input_ids"] if isinstance(one, str) else one for one in texts]
 
 
 class Visit:
@@ -146,59 +178,63 @@ def build(members: Members, limits: Limits | None = None, keys: tuple[str, ...] 
             visit.end(answer.status_code)
         return answer
 
-    @app.post("/v1/chat/completions", **_documented("Chat"))
+    @app.post("/v1/chat/completions", **documented("ChatAnswer", request="Chat"))
     async def chat(request: Request) -> Response:
         """Answer a conversation."""
         return await asked(request, protocol.Chat, "chat/completions")
 
-    @app.post("/v1/completions", **_documented("Completion"))
+    @app.post("/v1/completions", **documented("CompletionAnswer", request="Completion"))
     async def complete(request: Request) -> Response:
         """Go on from a text."""
         return await asked(request, protocol.Completion, "completions")
 
-    @app.post("/v1/embeddings", **_documented("Embedding"))
+    @app.post("/v1/embeddings", **documented("EmbeddingAnswer", request="Embedding"))
     async def embed(request: Request) -> Response:
         """Return texts as vectors."""
         return await asked(request, protocol.Embedding, "embeddings")
 
-    @app.get("/v1/models", **_documented(None))
+    @app.get("/v1/models", **documented("Models"))
     async def models(request: Request) -> Response:
         """List the models."""
         api.gate.check(request.headers.get("authorization"))
         found = [api.card(name) for name in api.members]
         return JSONResponse({"object": "list", "data": found})
 
-    @app.get("/v1/models/{name:path}", **_documented(None, 404))
+    @app.get("/v1/models/{name:path}", **documented("Model", 404))
     async def model(request: Request, name: str) -> Response:
         """Tell of one model."""
         api.gate.check(request.headers.get("authorization"))
         return JSONResponse(api.card(name))
 
-    @app.get("/health", **_documented(None, 503, locked=False))
+    @app.get("/health", **documented("Health", 503, locked=False))
     async def health() -> Response:
         """Whether requests are taken, and what every model does."""
-        state = "stopping" if api.gate.closing else "ok"
-        told = {
-            name: {
-                "batched": one.engine.batches,
-                "running": one.engine.counts.running,
-                "waiting": one.engine.counts.waiting,
+        told, dead = {}, []
+        for name, one in api.members.items():
+            if isinstance(one, Remote):
+                continue
+            engine = one.engine
+            told[name] = {
+                "batched": engine.batches,
+                "running": engine.counts.running,
+                "waiting": engine.counts.waiting,
             }
-            for name, one in api.members.items()
-            if isinstance(one, Served)
-        }
-        return JSONResponse(
-            {"status": state, "requests": api.gate.inside, "models": told},
-            200 if state == "ok" else 503,
-        )
+            if engine.dead is not None:
+                told[name]["died"] = type(engine.dead).__name__
+                dead.append(name)
+        state = "stopping" if api.gate.closing else "failed" if dead else "ok"
+        said: dict[str, Any] = {"status": state, "requests": api.gate.inside, "models": told}
+        if dead:
+            said["reason"] = f"the engine of {', '.join(dead)} has died; start the server anew"
+        return JSONResponse(said, 200 if state == "ok" else 503)
 
-    @app.get("/metrics", **_documented(None))
+    @app.get("/metrics", **documented(None))
     async def metrics(request: Request) -> Response:
         """Metrics for Prometheus."""
         api.gate.check(request.headers.get("authorization"))
         return Response(api.metrics.text(), media_type="text/plain; version=0.0.4")
 
-    _describe(app)
+    describe(app, api)
     return app
 
 
@@ -219,41 +255,3 @@ def _errors(app: FastAPI) -> None:
     async def broken(request: Request, error: Exception) -> Response:
         made = ApiError(500, f"internal error: {type(error).__name__}")
         return JSONResponse(made.body(), 500)
-
-
-def _documented(schema: str | None, *statuses: int, locked: bool = True) -> dict[str, Any]:
-    """Return what the OpenAPI document says of a route."""
-    told = statuses or ((400, 404, 408, 413, 415, 429, 500, 502, 503, 504) if schema else ())
-    codes = [*told, 401] if locked else list(told)
-    error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
-    responses = {code: {"description": "Refused", "content": error} for code in codes}
-    extra: dict[str, Any] = {"security": [{"key": []}, {}]} if locked else {}
-    if schema is not None:
-        body = {"schema": {"$ref": f"#/components/schemas/{schema}"}}
-        extra["requestBody"] = {"required": True, "content": {"application/json": body}}
-    return {"responses": responses, "openapi_extra": extra, "response_model": None}
-
-
-def _describe(app: FastAPI) -> None:
-    """Put requests' schemas, the error's and the key into the OpenAPI document."""
-    made = app.openapi()
-    parts = made.setdefault("components", {})
-    error = {
-        "type": "object",
-        "required": ["error"],
-        "properties": {
-            "error": {
-                "type": "object",
-                "required": ["message", "type", "param", "code"],
-                "properties": {
-                    "message": {"type": "string"},
-                    "type": {"type": "string"},
-                    "param": {"type": ["string", "null"]},
-                    "code": {"type": ["string", "null"]},
-                },
-            }
-        },
-    }
-    parts["schemas"] = {**parts.get("schemas", {}), **protocol.schemas(), "Error": error}
-    parts["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-    app.openapi_schema = made

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pluribus.core.shapes import Float, Int
-from pluribus.serve import cache as kv
+from pluribus.serve.fusing import FusedRunner
 from pluribus.serve.runner import CHUNK, Runner
 from pluribus.serve.sampling import Likely, likely_rows
 from pluribus.serve.writing import Prompt, Writing
@@ -16,11 +16,12 @@ from pluribus.serve.writing import Prompt, Writing
 class Reading:
     """A prompt on its way into the batch, read alone in pieces."""
 
-    def __init__(self, runner: Runner, writing: Writing) -> None:
+    def __init__(self, runner: Runner | FusedRunner, writing: Writing) -> None:
         self.runner, self.writing = runner, writing
         self.ids = list(writing.ask.ids)
+        self.size = runner.size(self.ids, writing.ask.inputs)
         self.done = 0
-        self.cache = kv.empty()
+        self.cache: Any = runner.empty()
         self.routes: Float[Tensor, "1 t"] | None = None
         self._echo: list[Likely] = []
         self.last = 0  # the first token of the answer, once it is chosen
@@ -28,22 +29,22 @@ class Reading:
     @property
     def left(self) -> int:
         """Tokens that are still to be read."""
-        return len(self.ids) - self.done
+        return self.size - self.done
 
     def step(self) -> None:
         """Read a piece; after the last one choose the first token."""
         ask, runner = self.writing.ask, self.runner
         if not self.done:
             self.routes = runner.route(self.ids, ask.part)
-        piece = self.ids[self.done : self.done + CHUNK]
-        ids = torch.tensor([piece], device=runner.device)
-        seen = torch.ones(1, self.done + len(piece), dtype=torch.long, device=runner.device)
-        logits = runner(ids, seen, self.cache, self.routes, every=ask.echo)[0]
+        begin, end = self.done, min(self.done + CHUNK, self.size)
+        logits = runner.read(
+            self.ids, ask.inputs, begin, end, self.cache, self.routes, every=ask.echo
+        )
         if ask.echo:
-            after = self.ids[self.done + 1 : self.done + len(piece) + 1]
+            after = self.ids[begin + 1 : end + 1]
             told = likely_rows(logits[: len(after)], torch.tensor(after), ask.log_probs or 0)
             self._echo += told
-        self.done += len(piece)
+        self.done = end
         if self.left:
             return
         if ask.echo:
@@ -57,7 +58,7 @@ class Reading:
 class Rows:
     """What is in the batch: an answer, its last token and its length a row."""
 
-    def __init__(self, runner: Runner) -> None:
+    def __init__(self, runner: Runner | FusedRunner) -> None:
         self.runner = runner
         self.writings: list[Writing] = []
         self.last: list[int] = []
@@ -78,7 +79,7 @@ class Rows:
         if self.writings:
             caches.insert(0, self.cache)
             routes.insert(0, self.routes)
-        self.cache = caches[0] if len(caches) == 1 else kv.join(caches)
+        self.cache = caches[0] if len(caches) == 1 else self.runner.join(caches)
         self.routes = None if routes[0] is None else torch.cat(routes)  # type: ignore[arg-type]
         self.writings += [one.writing for one in read]
         self.last += [one.last for one in read]
@@ -89,14 +90,14 @@ class Rows:
         kept = [i for i, one in enumerate(self.writings) if not one.finished]
         if len(kept) == len(self.writings):
             return
-        before = max(self.lengths)
+        before = self.lengths
         self.writings = [self.writings[i] for i in kept]
         self.last = [self.last[i] for i in kept]
         self.lengths = [self.lengths[i] for i in kept]
         if not kept:
             self.cache = self.routes = None
             return
-        kv.keep(self.cache, kept, before - max(self.lengths))
+        self.runner.keep(self.cache, kept, before)
         if self.routes is not None:
             self.routes = self.routes[kept]
 

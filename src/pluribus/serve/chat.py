@@ -5,7 +5,8 @@ plain text goes out, without control codes.
 """
 
 import json
-from collections.abc import Callable, Iterator
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Protocol
@@ -102,10 +103,13 @@ class Chat:
         if answer:
             self.messages += [asked, {"role": "assistant", "content": answer}]
 
-    def compare(self, question: str) -> None:
-        """Ask all models the same; the answer of the one in use is remembered."""
+    def compare(self, question: str, before: list[dict[str, str]] | None = None) -> None:
+        """Ask all models the same, after what was said `before` or until now.
+
+        The answer of the one in use is remembered.
+        """
         asked = {"role": "user", "content": question}
-        before, kept = list(self.messages), ""
+        before, kept = list(self.messages) if before is None else before, ""
         for name in self.names:
             self._title(name)
             try:
@@ -127,23 +131,31 @@ class Chat:
             messages = [{"role": "system", "content": self.system}, *messages]
         pieces: list[str] = []
         stopped = False
-        with closing(self.client.stream(model, messages, **self.settings)) as stream:  # type: ignore[type-var]
+        thoughts: dict[str, str] = {}  # by worker
+
+        def thought(worker: str, text: str) -> None:
+            thoughts[worker] = thoughts.get(worker, "") + text
+
+        shown = self.console.is_terminal and not self.whole
+        settings = {**self.settings, "thought": thought} if shown else self.settings
+        with closing(self.client.stream(model, messages, **settings)) as stream:  # type: ignore[type-var]
             try:
-                self._show(stream, pieces)
+                self._show(stream, pieces, thoughts)
             except KeyboardInterrupt:
                 stopped = True
         text = "".join(pieces)
         if self.console.is_terminal:
             from rich.markdown import Markdown
 
-            self.console.print(Markdown(text))
+            self.console.print(Markdown(_harmless(text)))
         else:
             self._out("")
         if stopped:
             self._out("(stopped)")
         return text
 
-    def _show(self, stream: Iterator[str], pieces: list[str]) -> None:
+    def _show(self, stream: Iterator[str], pieces: list[str], thoughts: Mapping[str, str]) -> None:
+        """Show pieces as they come; on a terminal, workers side by side until they answer."""
         if self.whole:
             pieces.extend(stream)
             if not self.console.is_terminal:
@@ -160,10 +172,30 @@ class Chat:
 
         with Live(console=self.console, transient=True, refresh_per_second=12) as live:
             for piece in stream:
-                pieces.append(piece)
-                # The last lines are those that are new; a screen holds no more of them.
-                shown = "".join(pieces)[-self.console.width * max(self.console.height - 3, 1) :]
-                live.update(Text("\n".join(shown.splitlines()[-(self.console.height - 3) :])))
+                if piece:
+                    pieces.append(piece)
+                text = "".join(pieces)
+                live.update(Text(self._last(text)) if text else self._side_by_side(thoughts))
+
+    def _last(self, text: str, width: int | None = None) -> str:
+        """Return the last lines: those are new, and a screen holds no more of them."""
+        rows = max(self.console.height - 3, 1)
+        wide = self.console.width if width is None else width
+        lines = []
+        for line in _harmless(text[-wide * rows :]).splitlines():
+            lines += [line[i : i + wide] for i in range(0, len(line), wide)] or [""]
+        return "\n".join(lines[-rows:])
+
+    def _side_by_side(self, thoughts: Mapping[str, str]) -> Any:
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, expand=True, padding=(0, 1))
+        width = max(self.console.width // max(len(thoughts), 1) - 2, 1)
+        for worker in thoughts:
+            table.add_column(_harmless(worker), ratio=1, style="dim", overflow="fold")
+        table.add_row(*(Text(self._last(text, width)) for text in thoughts.values()))
+        return table
 
     def _title(self, name: str) -> None:
         if self.console.is_terminal:
@@ -213,8 +245,8 @@ class Chat:
         if not question:
             if not self.messages:
                 raise PluribusError("nothing was asked yet; give /compare a question")
-            question = self.messages[-2]["content"]
-            self.messages = self.messages[:-2]
+            self.compare(self.messages[-2]["content"], self.messages[:-2])
+            return
         self.compare(question)
 
     def _system(self, text: str) -> None:
@@ -226,7 +258,10 @@ class Chat:
     def _save(self, name: str) -> None:
         if not name:
             raise PluribusError("give /save a file's name")
-        path = Path(name).expanduser()
+        try:
+            path = Path(name).expanduser()
+        except RuntimeError as error:  # ~somebody who has no home
+            raise PluribusError(f"{name}: {error}") from None
         said = self.said
         if path.suffix == ".json":
             text = json.dumps({"model": self.model, "messages": said}, indent=2, ensure_ascii=False)
@@ -244,3 +279,8 @@ class Chat:
     def _help(self, _: str) -> None:
         for name, does in HELP.items():
             self._out(f"{name:16} {does}")
+
+
+def _harmless(text: str) -> str:
+    """Return a text without characters that would steer a terminal: models write anything."""
+    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")

@@ -1,7 +1,7 @@
 """A small client of OpenAI's protocol, for the terminal."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pluribus.core.errors import FormatError, InputError, NetworkError
@@ -18,6 +18,8 @@ class Client:
         if not self.url.endswith("/v1"):
             self.url += "/v1"
         self._httpx = optional("httpx", "serve", "chatting")
+        if key is not None and not (key.isascii() and key.isprintable()):
+            raise InputError("the key holds characters that no header can; look at it")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._client = self._httpx.Client(headers=headers, timeout=WAIT)
 
@@ -39,10 +41,15 @@ class Client:
             raise FormatError(f"{self.url}: answers, but not as OpenAI's protocol says") from None
 
     def stream(
-        self, model: str, messages: Sequence[Mapping[str, str]], **settings: Any
+        self,
+        model: str,
+        messages: Sequence[Mapping[str, str]],
+        thought: Callable[[str, str], None] | None = None,
+        **settings: Any,
     ) -> Iterator[str]:
         """Yield an answer's text as it comes; leaving the iterator stops the answer.
 
+        `thought` gets what leads to it: who wrote it (a worker, or nobody by name), and a piece.
         Raises NetworkError, or InputError for what is refused or breaks off.
         """
         body = {"model": model, "messages": list(messages), "stream": True, **settings}
@@ -51,21 +58,33 @@ class Client:
                 if got.status_code != 200:
                     raise self._refused(got.status_code, got.read())
                 for line in got.iter_lines():
-                    if line.startswith("data:") and (data := line[5:].strip()) != "[DONE]":
-                        yield from self._text(data)
+                    if not line.startswith("data:"):
+                        continue
+                    if (data := line[5:].strip()) == "[DONE]":
+                        return
+                    yield from self._text(data, thought)
         except (self._httpx.HTTPError, self._httpx.StreamError) as error:
             raise self._failed(error) from None
+        raise NetworkError(f"{self.url} broke off in the middle of the answer")
 
-    def _text(self, data: str) -> Iterator[str]:
+    def _text(self, data: str, thought: Callable[[str, str], None] | None) -> Iterator[str]:
         try:
             chunk = json.loads(data)
         except ValueError:
             raise FormatError(f"{self.url}: a piece of the answer is no JSON") from None
+        if not isinstance(chunk, dict):
+            raise FormatError(f"{self.url}: a piece of the answer is no JSON object")
         if "error" in chunk:
             raise InputError(f"the answer broke off: {_message(chunk)}")
-        for choice in chunk.get("choices", ()):
-            if text := (choice.get("delta") or {}).get("content"):
+        for choice in chunk.get("choices") or ():
+            told = choice.get("delta") if isinstance(choice, dict) else None
+            if not isinstance(told, dict):
+                continue
+            if isinstance(text := told.get("content"), str):
                 yield text
+            if thought is not None and isinstance(text := told.get("reasoning_content"), str):
+                thought(str(told.get("worker") or ""), text)
+                yield ""  # so that who shows it may
 
     def _failed(self, error: Exception) -> NetworkError:
         return NetworkError(f"{self.url} cannot be reached ({type(error).__name__}: {error})")

@@ -5,6 +5,8 @@
       quick: {reference: small+adapter, dtype: bfloat16, device: "cuda:0"}
       fused: {models: {large: ..., base: ...}, fuser: {kind: eft}}         # a stack, written here
       far: {endpoint: "https://host/v1", model: its-name, key_env: FAR_KEY}
+      voted: {scale: merged, strategy: self_consistency(n=8)}            # see `serve.recipes`
+      together: {hogwild: out/merged, workers: 2}
     keys: [PLURIBUS_KEY]                                  # environment variables, not the keys
     limits: {max_prompt_tokens: 8192, max_new_tokens: 2048, max_concurrent: 64}
     device: cpu        dtype: float32        specialists: true
@@ -16,6 +18,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -27,11 +30,12 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from pluribus.core.errors import MissingError, PluribusError, RecipeError
+from pluribus.core.errors import InputError, MissingError, PluribusError, RecipeError, nearest
 from pluribus.decode.stack import STACKS, Stack
 from pluribus.decode.stack import read as read_stack
 from pluribus.recipe.schema import Strict
 from pluribus.recipe.single import Placed, fault, single
+from pluribus.serve.recipes import Hogwild, Scale
 
 PLACE = 200  # characters of a model's name, at most
 
@@ -53,6 +57,8 @@ class Limits(Strict):
         default=30.0, ge=0
     )  # for running requests when the server is to stop
     read_seconds: float = Field(default=30.0, gt=0)  # for a client to send its request
+    write_seconds: float = Field(default=30.0, gt=0)  # for a client to take some of its answer
+    max_connections: int = Field(default=800, ge=2)  # open ones; idle ones make room for new ones
 
 
 class Local(Strict):
@@ -74,7 +80,8 @@ class Endpoint(Strict):
 
     @model_validator(mode="after")
     def _address(self) -> "Endpoint":
-        if not self.endpoint.startswith(("http://", "https://")):
+        parts = urlsplit(self.endpoint)  # a ValueError for an address that cannot be split
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
             raise ValueError(f"endpoint {self.endpoint!r} is no address; expected https://host/v1")
         return self
 
@@ -83,16 +90,24 @@ class Endpoint(Strict):
         """The address up to and with /v1, without a slash at its end."""
         return self.endpoint.rstrip("/")
 
+    @property
+    def host(self) -> str:
+        """Whose it is, without what an address may hold beside."""
+        return str(urlsplit(self.endpoint).hostname)
+
     def key(self) -> str | None:
-        """Return the key. Raises MissingError if its variable is not set."""
+        """Return the key. Raises MissingError if its variable is not set, InputError for no key."""
         if self.key_env is None:
             return None
-        if not os.environ.get(self.key_env):
-            raise MissingError(f"{self.key_env} is not set; {self.endpoint} needs the key in it")
-        return os.environ[self.key_env]
+        found = os.environ.get(self.key_env, "").strip()
+        if not found:
+            raise MissingError(f"{self.key_env} is not set; {self.host} needs the key in it")
+        if not found.isascii() or not found.isprintable():
+            raise InputError(f"{self.key_env} holds characters that no header can; look at it")
+        return found
 
 
-Member = Local | Endpoint | Stack
+Member = Local | Endpoint | Stack | Hogwild | Scale
 
 
 def _member(value: Any) -> Member:
@@ -103,14 +118,18 @@ def _member(value: Any) -> Member:
         value = {"reference": value}
     if not isinstance(value, Mapping):
         raise ValueError(
-            "a model is a reference (path, hub name), a stack {models, fuser}, or an endpoint "
-            "{endpoint, model, key_env}"
+            "a model is a reference (path, hub name), a stack {models, fuser}, an endpoint "
+            "{endpoint, model, key_env}, workers {hogwild, workers}, or samples {scale, strategy}"
         )
     kind: type[BaseModel] = Local
     if "endpoint" in value:
         kind = Endpoint
     elif "models" in value or "fuser" in value:
         kind = Stack
+    elif "hogwild" in value:
+        kind = Hogwild
+    elif "scale" in value:
+        kind = Scale
     try:
         return kind.model_validate(value)  # type: ignore[return-value]
     except ValidationError as error:
@@ -147,12 +166,12 @@ class Server(Placed):
     def secrets(self) -> tuple[str, ...]:
         """Return the keys. Raises MissingError for a variable that is not set or empty."""
         for name in self.keys:
-            if not os.environ.get(name):
+            if not os.environ.get(name, "").strip():
                 raise MissingError(
                     f"the environment variable {name} is not set, and clients' keys are to be in "
                     f"it; export {name}=... first"
                 )
-        return tuple(os.environ[name] for name in self.keys)
+        return tuple(os.environ[name].strip() for name in self.keys)
 
 
 def read(path: str | Path) -> Server:
@@ -167,15 +186,27 @@ def read(path: str | Path) -> Server:
     except ValidationError as error:
         raise RecipeError(fault(error, str(path), document)) from None
     for name, member in server.models.items():
-        if isinstance(member, Stack):
-            member._folder = path.parent
-            try:
+        try:
+            if isinstance(member, Stack):
+                member._folder = path.parent
                 _check_stack(member)
-            except PluribusError as error:
-                line = document.line(("models", name))
-                raise RecipeError(f"{path}:{line}: models.{name}: {error}") from None
+            elif isinstance(member, Scale):
+                _check_over(name, member, server.models)
+        except PluribusError as error:
+            line = document.line(("models", name))
+            raise RecipeError(f"{path}:{line}: models.{name}: {error}") from None
     server._folder = path.parent
     return server
+
+
+def _check_over(name: str, member: Scale, models: Mapping[str, Member]) -> None:
+    """Raise RecipeError unless a strategy draws from a model of the file, or a part of one."""
+    fit = [n for n, one in models.items() if not isinstance(one, Hogwild | Scale)]
+    if member.scale not in fit and member.scale.partition(":")[0] not in fit:
+        raise RecipeError(
+            f"scale names {member.scale!r}; strategies draw from the file's models and endpoints: "
+            f"{', '.join(fit) or 'there are none'}.{nearest(member.scale, fit)}"
+        )
 
 
 def _check_stack(stack: Stack) -> None:

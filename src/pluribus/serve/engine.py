@@ -13,6 +13,7 @@ import torch
 
 from pluribus.serve import alone
 from pluribus.serve.batch import Reading, Rows
+from pluribus.serve.fusing import FusedRunner
 from pluribus.serve.runner import CHUNK, Runner, runner_of
 from pluribus.serve.writing import Ask, Writing
 
@@ -44,7 +45,8 @@ class Engine:
         self.ends = tuple(ends)
         self.most = rows
         self.counts = Counts()
-        self.runner: Runner | None = runner_of(model)
+        self.runner: Runner | FusedRunner | None = runner_of(model)
+        self.dead: BaseException | None = None  # what ended the thread, if it did not close
         self._incoming: deque[Ask] = deque()
         self._calls: deque[tuple[Callable[[], Any], Future]] = deque()
         self._change = threading.Condition()
@@ -57,11 +59,15 @@ class Engine:
         """Whether several answers are written at a time."""
         return self.runner is not None
 
+    @property
+    def usable(self) -> bool:
+        """Whether it takes requests: it has neither died nor been closed."""
+        return self.dead is None and not self._closed
+
     def submit(self, ask: Ask) -> None:
         """Queue an answer; its events follow. Raises RuntimeError once the engine is closed."""
         with self._change:
-            if self._closed:
-                raise RuntimeError("the engine is closed")
+            self._check()
             self._incoming.append(ask)
             self.counts.waiting += 1
             self._change.notify()
@@ -70,8 +76,7 @@ class Engine:
         """Run something with the model between two tokens; its result comes as a future."""
         future: Future[Any] = Future()
         with self._change:
-            if self._closed:
-                raise RuntimeError("the engine is closed")
+            self._check()
             self._calls.append((work, future))
             self._change.notify()
         return future
@@ -83,12 +88,30 @@ class Engine:
             self._change.notify()
         self._thread.join(timeout)
 
+    def _check(self) -> None:
+        if self.dead is not None:
+            raise RuntimeError(f"the engine has died: {type(self.dead).__name__}")
+        if self._closed:
+            raise RuntimeError("the engine is closed")
+
     # -- the thread --------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def _run(self) -> None:
         self._reading: list[Reading] = []
         self._rows = Rows(self.runner) if self.runner is not None else None
+        try:
+            self._work()
+        except BaseException as fault:  # told by /health, and to all who wait or ask from now on
+            error = fault
+            log.critical("the engine has died", exc_info=error)
+            with self._change:
+                self.dead = error
+            self._fail(error)
+            told = RuntimeError(f"the engine died: {type(error).__name__}")
+            self._end(lambda writing: writing.fail(error), lambda call: call.set_exception(told))
+
+    def _work(self) -> None:
         while self._wait():
             self._do_calls()
             if self._rows is None:
@@ -98,11 +121,19 @@ class Engine:
                 self._batch(self._rows)
             except Exception as error:  # told to every client that it concerns; the next ones go on
                 log.exception("a batch of %d answers failed", len(self._rows))
-                for writing in [*self._rows.writings, *(one.writing for one in self._reading)]:
-                    writing.fail(error)
-                self._reading, self._rows = [], Rows(self._rows.runner)
+                self._fail(error)
             self.counts.running = len(self._rows) + len(self._reading)
-        self._finish()
+        self._end(lambda writing: writing.drop(), lambda call: call.cancel())
+
+    def _fail(self, error: BaseException) -> None:
+        """Tell all that write or are read, and begin anew."""
+        rows = [] if self._rows is None else self._rows.writings
+        concerned = [*rows, *(one.writing for one in self._reading)]
+        self._reading = []
+        if self._rows is not None:
+            self._rows = Rows(self._rows.runner)
+        for writing in concerned:
+            writing.fail(error)
 
     def _wait(self) -> bool:
         """Wait until there is something to do. Returns False once the engine is closed."""
@@ -123,6 +154,10 @@ class Engine:
                     future.set_result(work())
                 except Exception as error:
                     future.set_exception(error)
+                except BaseException as error:
+                    self.dead = error
+                    future.set_exception(RuntimeError(f"the engine died: {type(error).__name__}"))
+                    raise
 
     def _next(self) -> Ask | None:
         """Take the next answer that somebody still waits for."""
@@ -202,14 +237,19 @@ class Engine:
             writing.fail(error)
         self.counts.running = 0
 
-    def _finish(self) -> None:
+    def _end(
+        self, last: Callable[[Writing], None], no_call: Callable[["Future[Any]"], Any]
+    ) -> None:
+        """Have the last word with all that write, wait, or have calls."""
+        with self._change:
+            waiting, calls = [*self._incoming], [*self._calls]
+            self._incoming.clear()
+            self._calls.clear()
         rows = [] if self._rows is None else self._rows.writings
         for writing in [*rows, *(one.writing for one in self._reading)]:
-            writing.drop()
-        for ask in self._incoming:
-            Writing(ask, self.tokenizer, self.ends).drop()
-        for _, future in self._calls:
-            future.cancel()
-        self._incoming.clear()
-        self._calls.clear()
+            last(writing)
+        for ask in waiting:
+            last(Writing(ask, self.tokenizer, self.ends))
+        for _, future in calls:
+            no_call(future)
         self.counts.waiting = self.counts.running = 0

@@ -27,6 +27,8 @@ class ApiError(Exception):
             found["Retry-After"] = str(self.retry_after)
         if self.status == 401:
             found["WWW-Authenticate"] = "Bearer"
+        if self.status in (408, 413):  # of a request whose rest nobody reads
+            found["Connection"] = "close"
         return found
 
     def body(self) -> dict[str, Any]:
@@ -52,3 +54,15 @@ class ApiError(Exception):
 def wrong(message: str, param: str | None = None, code: str | None = None) -> ApiError:
     """Return the error for a request that cannot be done as it is."""
     return ApiError(400, message, param=param, code=code)
+
+
+def told(error: BaseException) -> Exception:
+    """Return an error that can be passed on; one that ended a model's thread as ApiError 500."""
+    if isinstance(error, Exception):
+        return error
+    return ApiError(500, f"the model failed: {type(error).__name__}")
+
+
+def stopping(model: str) -> ApiError:
+    """Return the error for a model that takes no more requests."""
+    return ApiError(503, f"the model {model!r} has stopped; ask again later", retry_after=5)

@@ -26,6 +26,7 @@ class Metrics:
         self._prompt = Counter("prompt_tokens", "Tokens of prompts", ["model"], **made)
         self._written = Counter("completion_tokens", "Tokens written", ["model"], **made)
         self._cancelled = Counter("cancelled", "Requests whose client left", ["model"], **made)
+        self._broken = Counter("broken", "Streams that broke off", ["model"], **made)
         self._latency = Histogram(
             "request_seconds",
             "From a request to the end of its answer",
@@ -67,6 +68,10 @@ class Metrics:
     def left(self, model: str) -> None:
         """Count a client that left."""
         self._cancelled.labels(self.name(model)).inc()
+
+    def broke(self, model: str) -> None:
+        """Count a stream that ended with an error."""
+        self._broken.labels(self.name(model)).inc()
 
     def text(self) -> bytes:
         """Return all in Prometheus' text format."""

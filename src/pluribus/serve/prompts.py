@@ -50,27 +50,33 @@ def templated(tokenizer: Any, messages: Messages) -> str:
         ) from None
 
 
-def of_messages(model: Any, tokenizer: Any, messages: Messages) -> Read:
-    """Return what a model reads of a conversation."""
+def of_messages(model: Any, tokenizer: Any, messages: Messages, prefix: str = "") -> Read:
+    """Return what a model reads of a conversation, and of an answer that begins with `prefix`."""
     stop: tuple[str, ...] = ()
     if getattr(tokenizer, "chat_template", None):
-        text = templated(tokenizer, messages)
+        text = templated(tokenizer, messages) + prefix
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     else:
-        text, stop = plain(messages), (PLAIN_STOP,)
+        text, stop = plain(messages) + prefix, (PLAIN_STOP,)
         ids = tokenizer(text)["input_ids"]
     inputs = {}
     if templates := getattr(model, "prompts", None):
-        inputs = _own(model, tokenizer, list(ids), templates, messages)
+        alone = len(messages) == 1 and messages[0]["role"] == "user"
+        said = messages[0]["content"] if alone else plain(messages)
+        inputs = _own(model, tokenizer, list(ids), templates, messages, said, prefix)
     return Read(list(ids), inputs, stop)
 
 
-def of_text(model: Any, tokenizer: Any, prompt: str | Sequence[int]) -> Read:
-    """Return what a model reads of a text, or of ids as they are."""
+def of_text(model: Any, tokenizer: Any, prompt: str | Sequence[int], prefix: str = "") -> Read:
+    """Return what a model reads of a text that goes on with `prefix`, or of ids as they are."""
     templates = getattr(model, "prompts", None)
     if isinstance(prompt, str):
-        inputs = model.encode(prompt) if templates and prompt else {}
-        return Read(list(tokenizer(prompt)["input_ids"]), inputs, ())
+        ids = list(tokenizer(prompt + prefix)["input_ids"])
+        inputs = {}
+        if templates and prompt:
+            said = [{"role": "user", "content": prompt}]
+            inputs = _own(model, tokenizer, ids, templates, said, prompt, prefix)
+        return Read(ids, inputs, ())
     if templates:
         raise wrong(
             "members of this model read prompts of their own, made of the text; give text, not ids",
@@ -85,18 +91,21 @@ def _own(
     ids: list[int],
     templates: Mapping[str, str],
     messages: Messages,
+    said: str,
+    prefix: str,
 ) -> dict[str, Any]:
     import torch
 
-    alone = len(messages) == 1 and messages[0]["role"] == "user"
-    said = messages[0]["content"] if alone else plain(messages)
     own = {}
     for role, template in templates.items():
         words = model.tokenizers.get(role, tokenizer)
         if template == CHAT:
-            found = words(templated(words, messages), add_special_tokens=False)["input_ids"]
+            text = templated(words, messages) + prefix
+            found = words(text, add_special_tokens=False)["input_ids"]
         else:
-            found = words(template.replace(SLOT, said))["input_ids"]
+            found = words(template.replace(SLOT, said) + prefix)["input_ids"]
+        if not found:
+            raise wrong(f"the tokenizer of {role!r} makes no tokens of its prompt", "prompt")
         row = torch.tensor([list(found)])
         own[role] = {"input_ids": row, "attention_mask": torch.ones_like(row)}
     row = torch.tensor([ids], device=model.device)

@@ -5,6 +5,7 @@ What would change an answer and is not done here is refused; what does not is ta
 
 import json
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
@@ -14,6 +15,7 @@ from pydantic import (
     Field,
     ValidationError,
     WithJsonSchema,
+    model_validator,
 )
 
 from pluribus.core.errors import nearest
@@ -21,6 +23,7 @@ from pluribus.serve.errors import ApiError, wrong
 
 TOP = 20  # likely tokens beside each one
 STOPS = 16  # stop texts
+INPUTS = 2048  # texts of one request for embeddings, as OpenAI's
 
 # Taken and ignored: they change nothing that a client could see in an answer.
 HARMLESS = {
@@ -47,6 +50,10 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "length_penalty": (1,),
     "min_tokens": (0,),
 }
+
+# What a message may hold beside role, content and name: of an answer that is sent back, mostly.
+TOLD = {"refusal", "annotations", "reasoning_content", "reasoning", "workers"}
+UNCALLED: Mapping[str, tuple[Any, ...]] = {"tool_calls": ([],), "function_call": (), "audio": ()}
 
 
 def _stops(value: Any) -> list[str]:
@@ -87,8 +94,6 @@ def _prompts(value: Any) -> list[str | list[int]]:
 def _content(value: Any) -> str:
     if isinstance(value, str):
         return value
-    if value is None:
-        return ""
     if isinstance(value, list):
         parts = []
         for part in value:
@@ -101,25 +106,32 @@ def _content(value: Any) -> str:
     raise ValueError("expected a text, or a list of {type: text, text: ...}")
 
 
-_TEXTS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
-_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
-_PROMPTS = {
-    "anyOf": [
-        {"type": "string"},
-        {"type": "array", "items": {"type": "string"}, "minItems": 1},
-        _IDS,
-        {"type": "array", "items": _IDS, "minItems": 1},
-    ]
-}
+_TEXT = {"type": "string", "minLength": 1}
+_NULL = {"type": "null"}
+_TEXTS = {"anyOf": [_TEXT, {"type": "array", "items": _TEXT, "maxItems": STOPS}, _NULL]}
+
+
+def prompts_schema(vocabulary: int | None = None, most: int | None = None) -> dict[str, Any]:
+    """Return the schema of prompts: at most so many, of ids below the vocabulary's size."""
+    one: dict[str, Any] = {"type": "integer", "minimum": 0}
+    if vocabulary is not None:
+        one["maximum"] = vocabulary - 1
+    ids = {"type": "array", "items": one, "minItems": 1}
+    several: dict[str, Any] = {"type": "array", "minItems": 1}
+    if most is not None:
+        several["maxItems"] = most
+    return {"anyOf": [_TEXT, {**several, "items": _TEXT}, ids, {**several, "items": ids}]}
+
+
 _PART = {
     "type": "object",
     "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
     "required": ["type", "text"],
 }
-_CONTENT = {"anyOf": [{"type": "string"}, {"type": "array", "items": _PART}, {"type": "null"}]}
+_CONTENT = {"anyOf": [{"type": "string"}, {"type": "array", "items": _PART}]}
 
 Stops = Annotated[Any, AfterValidator(_stops), WithJsonSchema(_TEXTS)]
-Prompts = Annotated[Any, AfterValidator(_prompts), WithJsonSchema(_PROMPTS)]
+Prompts = Annotated[Any, AfterValidator(_prompts), WithJsonSchema(prompts_schema())]
 Content = Annotated[Any, AfterValidator(_content), WithJsonSchema(_CONTENT)]
 
 
@@ -140,6 +152,14 @@ class Message(_Request):
     role: Literal["system", "developer", "user", "assistant"]
     content: Content
     name: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _said(cls, value: Any) -> Any:
+        """An assistant may have said nothing."""
+        if isinstance(value, Mapping) and value.get("role") == "assistant":
+            return {**value, "content": "" if (said := value.get("content")) is None else said}
+        return value
 
 
 class _Writes(_Request):
@@ -199,8 +219,9 @@ Kind = TypeVar("Kind", bound=_Request)
 def read(kind: type[Kind], raw: bytes) -> tuple[Kind, dict[str, Any]]:
     """Return a request of this kind, and its JSON. Raises ApiError with status 400."""
     try:
-        value = json.loads(raw)
-        json.dumps(value, ensure_ascii=False).encode()  # no halves of surrogate pairs
+        value = json.loads(raw, parse_float=_number)
+        # No halves of surrogate pairs, and no NaN or infinity, which JSON has no words for.
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except RecursionError:
         raise wrong("the body is nested too deeply") from None
     except UnicodeError:
@@ -215,22 +236,33 @@ def read(kind: type[Kind], raw: bytes) -> tuple[Kind, dict[str, Any]]:
         raise _fault(error) from None
     except RecursionError:
         raise wrong("the body is nested too deeply") from None
-    for name, extra in (made.model_extra or {}).items():
-        _check(name, extra, kind)
+    _check(made, "", HARMLESS, NEUTRAL)
+    for i, message in enumerate(getattr(made, "messages", ())):
+        _check(message, f"messages.{i}.", TOLD, UNCALLED)
+    if (options := getattr(made, "stream_options", None)) is not None:
+        _check(options, "stream_options.", set(), {})
     return made, value
 
 
-def _check(name: str, value: Any, kind: type[BaseModel]) -> None:
-    if value is None or name in HARMLESS:
-        return
-    if name in NEUTRAL:
-        if any(type(value) is not bool and value == one for one in NEUTRAL[name]):
-            return
-        if any(value is one for one in NEUTRAL[name] if isinstance(one, bool)):
-            return
-        raise wrong(f"{name} is not supported here; leave it out", name, "unsupported_parameter")
-    hint = nearest(name, [*kind.model_fields, *NEUTRAL])
-    raise wrong(f"unknown parameter {name[:100]!r}.{hint}", name[:100], "unknown_parameter")
+def _check(
+    made: BaseModel, where: str, harmless: AbstractSet[str], neutral: Mapping[str, tuple[Any, ...]]
+) -> None:
+    """Raise ApiError for a field that would change the answer, or that nobody knows."""
+    for name, value in (made.model_extra or {}).items():
+        if value is None or name in harmless:
+            continue
+        place = f"{where}{name[:100]}"
+        if name not in neutral:
+            hint = nearest(name[:100], [*type(made).model_fields, *neutral])
+            raise wrong(f"unknown parameter {place!r}.{hint}", place, "unknown_parameter")
+        if not any(_same(value, one) for one in neutral[name]):
+            said = f"{place} is not supported here; leave it out"
+            raise wrong(said, place, "unsupported_parameter")
+
+
+def _same(value: Any, one: Any) -> bool:
+    """Whether two are equal as JSON has it: 0 and 0.0 are, 0 and false are not."""
+    return value == one and isinstance(value, bool) == isinstance(one, bool)
 
 
 def _fault(error: ValidationError) -> ApiError:
@@ -242,6 +274,12 @@ def _fault(error: ValidationError) -> ApiError:
     given = first.get("input")
     shown = "" if isinstance(given, dict | list) else f", not {str(given)[:80]!r}"
     return wrong(f"{where}: {said}{shown}", where, "invalid_value")
+
+
+def _number(text: str) -> float | int:
+    """Return a number; JSON does not tell 1.0 from 1."""
+    value = float(text)
+    return int(value) if value.is_integer() and abs(value) < 1 << 63 else value
 
 
 def _name(value: Any) -> str:
@@ -258,4 +296,28 @@ def schemas() -> dict[str, Any]:
         (kind, "validation") for kind in (Chat, Completion, Embedding)
     ]
     _, found = models_json_schema(kinds, ref_template="#/components/schemas/{model}")
-    return found["$defs"]
+    made = found["$defs"]
+    for name in ("Chat", "Completion", "Embedding"):
+        _closed(made[name], HARMLESS, NEUTRAL)
+    _closed(made["StreamOptions"], set(), {})
+    _closed(made["Message"], TOLD, UNCALLED)
+    said = made.pop("Message")
+    roles = said["properties"].pop("role")["enum"]
+    own = {**said["properties"], "role": {"enum": [role for role in roles if role != "assistant"]}}
+    answer = {**said["properties"], "role": {"const": "assistant"}}
+    answer["content"] = {"anyOf": [*_CONTENT["anyOf"], _NULL]}
+    made["Message"] = {
+        "anyOf": [{**said, "properties": own}, {**said, "properties": answer, "required": ["role"]}]
+    }
+    return made
+
+
+def _closed(
+    schema: dict[str, Any], harmless: AbstractSet[str], neutral: Mapping[str, tuple[Any, ...]]
+) -> None:
+    """Put the fields that are ignored into a schema, and allow no others."""
+    for name in sorted(harmless):
+        schema["properties"].setdefault(name, {})
+    for name, values in neutral.items():
+        schema["properties"][name] = {"enum": [*values, None]}
+    schema["additionalProperties"] = False

@@ -9,6 +9,8 @@ from pluribus.core.optional import optional
 from pluribus.serve.config import Endpoint
 from pluribus.serve.errors import ApiError
 
+LONGEST = 2000  # characters of an error that is passed on
+
 
 class Remote:
     """One endpoint's model under a name of ours."""
@@ -27,7 +29,11 @@ class Remote:
         )
 
     def close(self) -> None:
-        """Nothing runs here; connections end with the program."""
+        """Nothing runs here; `leave` closes connections."""
+
+    async def leave(self) -> None:
+        """Close connections, on the loop that used them."""
+        await self._client.aclose()
 
     async def ask(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Pass a request on and return the answer. Raises ApiError as the endpoint says."""
@@ -44,10 +50,12 @@ class Remote:
 
         Raises ApiError as the endpoint says, also in the middle of an answer.
         """
+        begun = False
         try:
             async with self._client.stream("POST", self._url(path), json=self._mine(body)) as got:
                 if got.status_code != 200:
                     raise self._refused(got.status_code, await got.aread(), got.headers)
+                begun = True
                 async for line in got.aiter_lines():
                     if not line.startswith("data:"):
                         continue
@@ -56,8 +64,13 @@ class Remote:
                         return
                     yield self._read(data.encode())
         except self._failures as error:
+            if begun and not isinstance(error, self._slow):
+                raise self._broken() from None
             raise self._failed(error) from None
-        raise ApiError(502, f"the endpoint of {self.name!r} broke off in the middle of an answer")
+        raise self._broken()
+
+    def _broken(self) -> ApiError:
+        return ApiError(502, f"the endpoint of {self.name!r} broke off in the middle of an answer")
 
     def _url(self, path: str) -> str:
         return f"{self.endpoint.url}/{path}"
@@ -72,10 +85,8 @@ class Remote:
             value = None
         if not isinstance(value, dict):
             raise ApiError(502, f"the endpoint of {self.name!r} answered with no JSON object")
-        if "error" in value and "choices" not in value:
-            told = value["error"]
-            said = told.get("message") if isinstance(told, dict) else told
-            raise ApiError(502, f"the endpoint of {self.name!r} failed: {said}")
+        if value.get("error") is not None and "choices" not in value:
+            raise ApiError(502, f"the endpoint of {self.name!r} failed: {_words(value)[0]}")
         if "model" in value:
             value["model"] = self.name
         return value
@@ -91,19 +102,26 @@ class Remote:
 
     def _refused(self, status: int, content: bytes, headers: Any) -> ApiError:
         """Return what the client is told: its own faults as they are, ours as a bad gateway."""
-        said = f"status {status}"
-        param = code = None
         try:
-            told = json.loads(content).get("error", {})
-            said, param, code = told["message"], told.get("param"), told.get("code")
-        except (ValueError, AttributeError, KeyError, TypeError):
-            pass  # no error of OpenAI's shape: the status is all that is known
+            said, param, code = _words(json.loads(content))
+        except ValueError:
+            said = param = code = None
         if status in (401, 403):  # the key is the server's, not the client's
             return ApiError(502, f"the endpoint of {self.name!r} does not take the server's key")
         after = headers.get("Retry-After", "")
         wait = None
         if status in (429, 503):
-            wait = int(after) if after.isdigit() else 5
+            wait = int(after) if after.isdecimal() else 5
         passed = status if 400 <= status < 500 or status == 503 else 502
-        text = f"the endpoint of {self.name!r} says: {said}"
+        text = f"the endpoint of {self.name!r} says: {said or f'status {status}'}"
         return ApiError(passed, text, param=param, code=code, retry_after=wait)
+
+
+def _words(told: Any) -> tuple[str | None, str | None, str | None]:
+    """Return message, parameter and code of an error, as far as they are told, as texts."""
+    error = told.get("error", told.get("detail")) if isinstance(told, dict) else None
+    if not isinstance(error, dict):
+        return None if error is None else str(error)[:LONGEST], None, None
+    found = (error.get(name) for name in ("message", "param", "code"))
+    message, param, code = (None if one is None else str(one)[:LONGEST] for one in found)
+    return message, param, code

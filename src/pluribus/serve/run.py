@@ -68,6 +68,8 @@ def address(listening: socket.socket) -> str:
 def _graceful(app: Any, limits: Limits) -> Any:
     """Return uvicorn's server, which on a signal lets running requests finish first."""
     uvicorn = optional("uvicorn", "serve", "the server")
+    from pluribus.serve.doors import Doors
+    from pluribus.serve.remote import Remote
 
     class Graceful(uvicorn.Server):
         until: float | None = None  # when running requests are cut off
@@ -92,9 +94,16 @@ def _graceful(app: Any, limits: Limits) -> Any:
                     self.should_exit = True
             return await super().on_tick(counter)
 
+        async def shutdown(self, sockets: Any = None) -> None:
+            """End, connections to endpoints included."""
+            await super().shutdown(sockets)
+            for one in app.state.api.members.values():
+                if isinstance(one, Remote):
+                    await one.leave()
+
     config = uvicorn.Config(
         app,
-        http="h11",
+        http=Doors(limits),
         ws="none",
         loop="asyncio",
         lifespan="off",
@@ -130,7 +139,8 @@ def serve(
         try:
             app = build(members, server.limits, keys)
             for name, one in members.items():
-                if (engine := getattr(one, "engine", None)) is not None and not engine.batches:
+                engine = getattr(one, "engine", None)
+                if engine is not None and not engine.batches and getattr(one, "writes", True):
                     told(f"{name} writes one answer at a time")
             ready(address(listening), list(members))
             told(f"serving {', '.join(members)} at {address(listening)}")
@@ -155,8 +165,8 @@ def background(
     from pluribus.serve.app import build
 
     limits = limits or Limits()
-    listening = bound("127.0.0.1", 0)
     app = build(members, limits, keys)
+    listening = bound("127.0.0.1", 0)
     running = _graceful(app, limits)
     thread = threading.Thread(
         target=lambda: running.run(sockets=[listening]), name="pluribus serve", daemon=True

@@ -3,19 +3,23 @@
 import inspect
 import json
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pluribus.core.errors import PluribusError
 from pluribus.core.optional import optional
 from pluribus.decode.stack import Stack, build, open_reference
-from pluribus.serve.config import Endpoint, Local, Server
+from pluribus.serve.config import Endpoint, Server
 from pluribus.serve.engine import Engine
 from pluribus.serve.errors import wrong
+from pluribus.serve.recipes import Hogwild, Scale
 from pluribus.serve.remote import Remote
+
+if TYPE_CHECKING:
+    from pluribus.serve.composed import Composed
 
 TOKENS = 4096  # of one pass for embeddings, padding included
 
@@ -43,6 +47,7 @@ class Served:
         self.engine = engine or Engine(model, tokenizer, ends, rows, name)
         config: Any = getattr(model, "config", None)
         self.room: int | None = getattr(config, "max_position_embeddings", None)
+        self.width: int | None = getattr(config, "hidden_size", None) if self.embeds else None
         self.vocabulary = int(getattr(config, "vocab_size", None) or len(tokenizer))
 
     def close(self) -> None:
@@ -73,19 +78,19 @@ class Served:
         """Whether it has hidden states to make embeddings of."""
         return self.embed_how == "mean" and not hasattr(self.model, "members_by_role")
 
-    def embed(self, rows: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Return the mean of the last hidden states of each row of ids, scaled to length 1."""
-        found: list[list[float]] = [[] for _ in rows]
+    def portions(self, rows: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Return which rows of ids are embedded in one pass, the longest first."""
         order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+        made = []
         while order:
             count = max(1, TOKENS // len(rows[order[0]]))
-            some, order = order[:count], order[count:]
-            for i, vector in zip(some, self._pooled([rows[i] for i in some]), strict=True):
-                found[i] = vector
-        return found
+            made.append(order[:count])
+            order = order[count:]
+        return made
 
     @torch.inference_mode()
-    def _pooled(self, rows: Sequence[Sequence[int]]) -> list[list[float]]:
+    def embed(self, rows: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Return the mean of the last hidden states of each row of ids, scaled to length 1."""
         device = next(self.model.parameters()).device
         width = max(map(len, rows))
         ids = torch.zeros(len(rows), width, dtype=torch.long)
@@ -116,36 +121,51 @@ def ends_of(model: Any, tokenizer: Any) -> list[int]:
 
 def open_all(
     server: Server, told: Callable[[str], None] = lambda name: None
-) -> dict[str, Served | Remote]:
-    """Open all models of a server's file. Raises what opening raises, with the model's name."""
-    found: dict[str, Served | Remote] = {}
+) -> "dict[str, Composed | Remote | Served]":
+    """Open all models of a server's file. Raises what opening raises, with the model's name.
+
+    Strategies are made last, over what is open by then.
+    """
+    found: dict[str, dict[str, Any]] = {name: {} for name in server.models}
+    late = [name for name, one in server.models.items() if isinstance(one, Scale)]
     try:
-        for name, member in server.models.items():
+        for name in [*(n for n in server.models if n not in late), *late]:
             told(name)
             try:
-                found[name] = one = _opened(server, name, member)
+                every = {key: one for group in found.values() for key, one in group.items()}
+                found[name][name] = one = _opened(server, name, every)
                 if server.specialists and isinstance(one, Served):
-                    found |= one.specialists(server.models, server.limits.rows)
+                    found[name] |= one.specialists(server.models, server.limits.rows)
             except PluribusError as error:
                 if len(server.models) == 1:
                     raise
                 raise type(error)(f"models.{name}: {error}") from None
     except BaseException:
-        for one in found.values():
-            one.close()
+        for group in found.values():
+            for one in group.values():
+                one.close()
         raise
-    return found
+    return {key: one for group in found.values() for key, one in group.items()}
 
 
-def _opened(server: Server, name: str, member: Local | Endpoint | Stack) -> Served | Remote:
-    rows = server.limits.rows
+def _opened(server: Server, name: str, members: Mapping[str, Any]) -> "Composed | Remote | Served":
+    from pluribus.serve import composed
+
+    member, rows = server.models[name], server.limits.rows
     if isinstance(member, Endpoint):
         return Remote(name, member)
     if isinstance(member, Stack):
         device = None if server.device == "cpu" else server.device
         return Served(name, *build(member, device), rows=rows)
-    reference = "+".join(server.place(part) for part in member.reference.split("+"))
+    if isinstance(member, Scale):
+        head = None if member.head is None else server.place(member.head)
+        recipe = member.model_copy(update={"head": head})
+        return composed.Scaled(name, composed.over(name, member, members), recipe, rows)
+    written = member.hogwild if isinstance(member, Hogwild) else member.reference
+    reference = "+".join(server.place(part) for part in written.split("+"))
     device, dtype = member.device or server.device, member.dtype or server.dtype
+    if isinstance(member, Hogwild):
+        return composed.Together(name, *open_reference(reference, device, dtype), member)
     if (encoder := _encoder(reference, device, dtype)) is not None:
         return Served(name, *encoder, rows=rows, embed=member.embed, writes=False)
     opened = open_reference(reference, device, dtype)

@@ -66,10 +66,10 @@ def _fixed(text: str) -> str:
 
 
 class Released(NamedTuple):
-    """Text that may be shown, and whether a stop text follows it."""
+    """Text that may be shown, and the stop text that follows it, if one does."""
 
     text: str
-    stopped: bool
+    stop: str | None
 
 
 class Stops:
@@ -80,16 +80,17 @@ class Stops:
         self.held = ""
 
     def put(self, text: str) -> Released:
-        """Return what is certain to precede a stop text, and whether one was found."""
+        """Return what is certain to precede a stop text, and which one was found."""
         self.held += text
-        found = [at for stop in self.stops if (at := self.held.find(stop)) >= 0]
+        found = [(at, stop) for stop in self.stops if (at := self.held.find(stop)) >= 0]
         if found:
-            shown, self.held = self.held[: min(found)], ""
-            return Released(shown, True)
+            at, stop = min(found, key=lambda one: one[0])
+            shown, self.held = self.held[:at], ""
+            return Released(shown, stop)
         keep = max((_overlap(self.held, stop) for stop in self.stops), default=0)
         shown = self.held[: len(self.held) - keep]
         self.held = self.held[len(shown) :]
-        return Released(shown, False)
+        return Released(shown, None)
 
     def end(self) -> str:
         """Return what was held back: no stop text came of it."""

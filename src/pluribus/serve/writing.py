@@ -1,5 +1,6 @@
 """One answer while it is written: from logits to events, whoever runs the model."""
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,8 @@ from torch import Tensor
 from pluribus.core.shapes import Float
 from pluribus.serve.sampling import Likely, Sampler, Sampling, likely
 from pluribus.serve.text import Decoder, Stops
+
+log = logging.getLogger("pluribus.serve")
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,17 @@ class Done:
     reason: Literal["stop", "length", "cancelled"]
     written: int  # tokens, the end token and those of a stop text among them
     ended: tuple[Likely, ...] = ()
+    stop: str | None = None  # the stop text that it ended before
+    thought: int = 0  # tokens of those written that the answer does not show
+    read: int | None = None  # tokens of the prompt, where only who answered knows them
+
+
+@dataclass(frozen=True)
+class Thought:
+    """Text that leads to an answer without being of it, and who wrote it."""
+
+    text: str
+    by: str
 
 
 @dataclass(frozen=True)
@@ -43,7 +57,7 @@ class Failed:
     error: BaseException
 
 
-Event = Prompt | Piece | Done | Failed
+Event = Prompt | Piece | Thought | Done | Failed
 
 
 @dataclass(eq=False)
@@ -94,10 +108,10 @@ class Writing:
         self._decoded += len(text)
         if found is not None:
             self._waiting.append((start, found))
-        shown, stopped = self._stops.put(text)
-        self._show(shown, whole=stopped)
-        if stopped:
-            self._finish(Done("stop", self.written))
+        shown, stop = self._stops.put(text)
+        self._show(shown, whole=stop is not None)
+        if stop is not None:
+            self._finish(Done("stop", self.written, stop=stop))
         elif self.written >= sampling.max_tokens:
             self._end("length", self._decoder.end())
         return token
@@ -115,7 +129,10 @@ class Writing:
         """Finish because the model raised."""
         if not self.finished:
             self.finished = True
-            self.ask.send(Failed(error))
+            try:
+                self.ask.send(Failed(error))
+            except Exception:  # who cannot be told must not end the others' answers
+                log.exception("a client could not be told")
 
     def _show(self, text: str, whole: bool = False) -> None:
         """Send text with the tokens that begin in it; before a stop text, those before it alone."""
@@ -128,11 +145,11 @@ class Writing:
     def _end(
         self, reason: Literal["stop", "length"], left: str, ended: tuple[Likely, ...] = ()
     ) -> None:
-        shown, stopped = self._stops.put(left)
+        shown, stop = self._stops.put(left)
         self._decoded += len(left)
-        if stopped:
+        if stop is not None:
             self._show(shown, whole=True)
-            self._finish(Done("stop", self.written))
+            self._finish(Done("stop", self.written, stop=stop))
             return
         text = shown + self._stops.end()
         self._shown += len(text)

@@ -54,6 +54,7 @@ class HogwildResult:
     seconds: float
     saved: dict[int, str | None]  # answers that the finisher gave after so many steps
     trace: list[dict[str, Any]] = field(repr=False, default_factory=list)
+    finisher_tokens: int = 0  # drawn by the finisher
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, without the trace."""
@@ -112,24 +113,27 @@ class HogwildEngine:
         seed: int = 0,
         save_at: Collection[int] = (),
         on_token: OnToken | None = None,
+        go_on: Callable[[], bool] | None = None,
     ) -> HogwildResult:
         """Let the workers write until one gives `\\boxed{answer}`, or for so many passes.
 
         Without an answer by then the finisher asks for one. The same seed gives the same text.
-        Raises InputError for an empty or too long problem, or fewer than one step.
+        `go_on` is asked before each pass; once it says no, nothing more is written, not even an
+        answer. Raises InputError for an empty or too long problem, or fewer than one step.
         """
         if max_steps < 1:
             raise InputError(f"{max_steps} steps; give at least one")
         began = time.perf_counter()
         with self.reader.sharing(), torch.inference_mode():
             run = _Run(self, problem, sampling or Sampling.of(self.reader.model), seed, on_token)
+            run.go_on = go_on or run.go_on
             saved: dict[int, str | None] = {}
-            while run.steps < max_steps and run.answer is None and run.active:
+            while run.steps < max_steps and run.answer is None and run.active and run.go_on():
                 run.step()
                 if run.steps in save_at and run.answer is None:
                     saved[run.steps] = self._forced(run)
             answer, by = run.answer, run.answered_by
-            if answer is None and self.answer_tokens:
+            if answer is None and self.answer_tokens and run.go_on():
                 answer = self._forced(run)
                 by = None if answer is None else "finisher"
         return HogwildResult(
@@ -144,6 +148,7 @@ class HogwildEngine:
             seconds=time.perf_counter() - began,
             saved=saved,
             trace=run.trace,
+            finisher_tokens=run.finishing,
         )
 
     def encode(self, text: str) -> list[int]:
@@ -175,8 +180,9 @@ class HogwildEngine:
         logits = self.reader.read([block], ids)
         written: list[int] = []
         view = SharedView([[block]], self.reader.rotation)
-        while logits is not None and len(written) < self.answer_tokens:
+        while logits is not None and len(written) < self.answer_tokens and run.go_on():
             token = int(logits[0].argmax())
+            run.finishing += 1
             if token in self.ends:
                 break
             written.append(token)
@@ -200,7 +206,8 @@ class _Run:
         if not problem.strip():
             raise InputError("the problem is empty; give a text")
         self.engine, self.sampling, self.on_token = engine, sampling, on_token
-        self.steps = self.drawn = self.since_check = 0
+        self.steps = self.drawn = self.since_check = self.finishing = 0
+        self.go_on: Callable[[], bool] = lambda: True
         self.history: list[int] = []  # tokens of finished steps
         self.answer: str | None = None
         self.answered_by: str | None = None
