@@ -6,7 +6,7 @@ MERGEKIT := .venv-mergekit
 FUSIONBENCH := .venv-fusionbench
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: setup demo test lint types docs check claims bench mergekit fusionbench ci clean
+.PHONY: setup demo test lint types docs site check claims bench mergekit fusionbench ci clean
 
 setup: $(VENV)/.ready  ## the library with its extras and tools, in .venv
 
@@ -51,6 +51,10 @@ types: setup
 docs: setup  ## write the generated parts of README and docs anew
 	$(BIN)/python -m pluribus.docs
 
+site: setup  ## the documentation as a site, in build/site
+	$(PIP) install -q --constraint constraints.txt --group site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q
+
 check: lint types  ## what CI checks beside the tests
 	$(BIN)/python -m pluribus.docs --check
 
@@ -61,7 +65,7 @@ bench: setup mergekit fusionbench  ## pluribus beside mergekit and FusionBench
 	$(BIN)/python benchmarks/merge_speed.py --mergekit $(MERGEKIT)/bin/python
 	$(BIN)/python benchmarks/tune_speed.py --fusionbench $(FUSIONBENCH)/bin/python
 
-ci: check mergekit fusionbench
+ci: check site mergekit fusionbench
 	MERGEKIT_PYTHON=$(CURDIR)/$(MERGEKIT)/bin/python \
 	FUSIONBENCH_PYTHON=$(CURDIR)/$(FUSIONBENCH)/bin/python $(MAKE) test
 

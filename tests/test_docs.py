@@ -28,7 +28,7 @@ ROUTE_RECIPES = {  # by command
     "moe": moe.load,
     "transfer": transfer_recipe.load,
 }
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 RUNNABLE = [
     ROOT / "README.md",
     *(ROOT / "docs" / f"{n}.md" for n in ("guide", "routing", "skills", "tuning")),

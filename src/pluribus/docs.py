@@ -3,6 +3,7 @@
 A generated part stands between `<!-- name -->` and `<!-- /name -->`.
 """
 
+import datetime
 import json
 import re
 import sys
@@ -13,6 +14,7 @@ from pluribus import catalogue, claims
 from pluribus.claims._page import markdown as record_tables
 
 RESULTS = Path("benchmarks/results")
+CARRIED = Path("src/pluribus/catalogue") / catalogue.records.FILE  # what the package shows
 
 
 def speed() -> str:
@@ -43,7 +45,7 @@ def _size(path: Path) -> float:
 def pages() -> str:
     """Return one section a method from its own docstring."""
     parts = ["Made from the methods' docstrings; `pluribus methods show NAME` prints the same."]
-    for card in catalogue.cards():
+    for card in catalogue.methods():
         body = card.text().replace("```", "")
         parts.append(f"## {card.facts.name}\n\n```\n{body}\n```")
     return "\n\n".join(parts)
@@ -55,6 +57,31 @@ def composites() -> str:
     return record_tables(json.loads(path.read_text())) if path.is_file() else "No record is stored."
 
 
+def ui() -> str:
+    """Return the table of the stored run of benchmarks/ui_speed.py."""
+    path = RESULTS / "ui_speed.json"
+    if not path.is_file():
+        return "No run is stored."
+    told = json.loads(path.read_text())
+    search = told["search"]
+    rows = [(f"search by words, {search['cards']} cards", search["words"])]
+    if "meaning" in search:
+        rows.append(("search by meaning", search["meaning"]))
+    rows += [(f"answer of `{path}`", spread) for path, spread in told["answer"].items()]
+    rows += [
+        (f"first paint of `{path}`", spread)
+        for path, spread in told["paint"].items()
+        if isinstance(spread, dict)
+    ]
+    lines = ["| what | median | 95 % | largest | n |", "| --- | --- | --- | --- | --- |"]
+    for what, spread in rows:
+        times = (f"{spread[key]:.1f} ms" for key in ("median_ms", "p95_ms", "largest_ms"))
+        lines.append(f"| {what} | {' | '.join(times)} | {spread['n']} |")
+    first = told["paint"].get("first visit of all")
+    after = "" if first is None else f"; the first page of a new browser painted after {first} ms"
+    return "\n".join([*lines, "", f"Load of the machine when it began: {told['load']}{after}."])
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "methods": catalogue.markdown,
     "tuners": catalogue.tuners,
@@ -62,6 +89,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "verdicts": lambda: claims.verdicts(RESULTS / "claims"),
     "speed": speed,
     "composites": composites,
+    "ui": ui,
+    "systems": catalogue.system_table,
     "pages": pages,
 }
 
@@ -80,6 +109,12 @@ def main() -> int:
     """Write or check README.md and docs/*.md; return 1 if a check finds one out of date."""
     check = "--check" in sys.argv[1:]
     stale = []
+    old = CARRIED.read_text("utf-8") if CARRIED.is_file() else ""
+    new = catalogue.records.collect(RESULTS / "claims", old, datetime.date.today().isoformat())
+    if new != old:
+        stale.append(str(CARRIED))
+        if not check:
+            CARRIED.write_text(new, "utf-8")
     for path in [Path("README.md"), *sorted(Path("docs").glob("*.md"))]:
         old = path.read_text()
         new = generated(old)

@@ -225,6 +225,22 @@ def test_layers_and_model_add_up():
     np.testing.assert_allclose(found.layers["0"].gram, dense(one[0], one[1:])["gram"], rtol=1e-10)
 
 
+def test_kinds_and_cells_of_the_atlas_add_up():
+    models = drawn(7, 3)
+    found = inspect(pool_of(models))
+    assert list(found.kinds) == ["embedding", "mlp", "norm", "head", "other"]
+    assert sum(tally.size for tally in found.kinds.values()) == found.model.size
+    assert list(found.atlas) == list(found.layers)
+    for label, row in found.atlas.items():
+        gram = sum(tally.gram for tally in row.values())
+        np.testing.assert_allclose(gram, found.layers[label].gram, rtol=1e-10)
+    one = [np.concatenate([m[n].ravel() for n in SHAPES if "up" in n]) for m in models]
+    expected = dense(one[0], one[1:])
+    np.testing.assert_allclose(found.kinds["mlp"].gram, expected["gram"], rtol=1e-10)
+    np.testing.assert_array_equal(found.kinds["mlp"].opposed, expected["opposed"])
+    assert found.atlas["1"]["mlp"].size == 70 * 33
+
+
 def test_dictionary_is_plain_json():
     base, one, _ = drawn(1, 2)
     found = inspect(pool_of([base, one, base]))  # an expert that is the base has no cosine
@@ -233,6 +249,9 @@ def test_dictionary_is_plain_json():
     assert told["experts"] == ["e0", "e1"]
     assert told["tensors"]["model.layers.1.empty"]["size"] == 0
     assert told["tensors"]["model.layers.1.up.weight"]["layer"] == 1
+    assert told["tensors"]["model.layers.1.up.weight"]["kind"] == "mlp"
+    assert set(told["atlas"]["0"]) == {"mlp", "other"}
+    assert told["atlas"]["0"]["mlp"]["size"] == 70 * 33
     assert told["recommendation"]["rule_of_thumb"] is True
 
 
@@ -364,8 +383,11 @@ def planted(cosine, n=20_000, experts=3, *, heavy=False, opposed=False):
 )
 def test_first_method_to_try(pool, method):
     found = inspect(pool)
-    assert found.advice.method == method
-    assert found.advice.reasons
+    told = advise(found.model, found.blocks, found.density)
+    assert told.method == method
+    assert told.reasons
+    assert not told.expected
+    assert method_of(told.text) is not None
     assert method_of(found.advice.text) is not None
 
 

@@ -9,10 +9,10 @@ grids for every model. `lora_alpha` is the rank, so that all adapters have the s
 64, the logits of a task at eight heads of eight skills are 4 % of an inventory: MHR-z cannot be
 below 1 % there. The page has no texts: what is asserted of them is what is asserted of images.
 
-On seeds 0, 1, 2 the order of losses does not hold for images: the shared LoRA of rank 8 does better
-than mixtures of rank 1 on two of three, under heads that spare the tasks most of their conflicts.
-MHR does better than Poly on all three, and its tasks' gradients agree more. Rates and steps beyond
-the grids are not known.
+On seeds 0, 1, 2 the order of losses does not hold: the shared LoRA of rank 8 does better than
+mixtures of rank 1 on two of three for images and on all for texts, under heads that spare the tasks
+most of their conflicts. For images MHR does better than Poly on all three; in both its tasks'
+gradients agree more. Rates and steps beyond the grids are not known.
 """
 
 import copy

@@ -1,11 +1,20 @@
 """`pluribus inspect`: how experts relate before they are merged."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from pluribus.cli._common import Json, Memory, Quiet, Threads, check_page, progress, show_json
+from pluribus.cli._common import (
+    Json,
+    Memory,
+    Quiet,
+    Threads,
+    check_page,
+    progress,
+    show_json,
+    steps,
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -22,6 +31,24 @@ def inspect(
         float, typer.Option(help="Share of each tensor that counts as an expert's largest.")
     ] = 0.2,
     mask_lambda: Annotated[float, typer.Option(help="Threshold of the TALL masks.")] = 0.4,
+    spectra: Annotated[
+        bool, typer.Option("--spectra", help="Ranks and shared subspaces; takes minutes.")
+    ] = False,
+    rank: Annotated[int | None, typer.Option(help="Dimensions of a subspace.", min=1)] = None,
+    energy: Annotated[
+        float | None, typer.Option(help="Or the share of the squared norm in it.")
+    ] = None,
+    score: Annotated[
+        str | None, typer.Option(help="Tasks to score the lines between models on.")
+    ] = None,
+    zoo: Annotated[
+        str | None, typer.Option(help="The models are weights of this zoo; score on its tasks.")
+    ] = None,
+    points: Annotated[int, typer.Option(help="Models on each line, ends included.", min=3)] = 5,
+    limit: Annotated[int | None, typer.Option(help="Rows of each task.", min=1)] = None,
+    texts: Annotated[
+        Path | None, typer.Option(help="Texts, one a line, to compare what blocks compute on.")
+    ] = None,
     html: Annotated[
         Path | None, typer.Option(help="Write a page, for example report.html.")
     ] = None,
@@ -38,6 +65,7 @@ def inspect(
     from pluribus.core.errors import InputError
     from pluribus.core.pool import Pool
     from pluribus.engine.driver import size_of
+    from pluribus.inspect import asked
     from pluribus.inspect import inspect as run
 
     if base is None:
@@ -45,15 +73,20 @@ def inspect(
     if not models:
         raise InputError("name the base and at least one expert: pluribus inspect BASE EXPERTS...")
     check_page(html)
+    pool = Pool(base, models)
+    more = _more(pool, score, zoo, limit, texts)
     with progress("inspecting", quiet) as bar:
         found = run(
-            Pool(base, models),
+            pool,
             density=density,
             mask_lambda=mask_lambda,
+            rank=16 if spectra and rank is None and energy is None else rank,
+            energy=energy,
             threads=threads,
             memory=size_of(memory),
             on_progress=bar,
         )
+    found = asked.completed(found, pool, points, **more, on_step=steps(quiet))
     if html is not None:
         report.save(html, found.html())
     if as_json:
@@ -62,3 +95,20 @@ def inspect(
         print(found.table())
         if html is not None:
             print(f"\n{html}: written")
+
+
+def _more(
+    pool: Any, score: str | None, zoo: str | None, limit: int | None, texts: Path | None
+) -> dict[str, Any]:
+    """Return what is asked for beside the two passes; what cannot be had is told before them."""
+    from pluribus.inspect import asked
+
+    tasks = [name.strip() for name in (score or "").split(",") if name.strip()]
+    found: dict[str, Any] = {}
+    if zoo is not None:
+        found["score"] = asked.on_zoo(zoo, tasks, limit)
+    elif tasks:
+        found["score"] = asked.on_tasks(tasks, limit)
+    if texts is not None:
+        found |= {"models": asked.language_models(pool), "inputs": asked.batches(texts, pool)}
+    return found

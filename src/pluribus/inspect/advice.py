@@ -1,7 +1,10 @@
 """What to look at, and which method to try first: warnings and one recommendation with reasons.
 
-The rules are rules of thumb, written down here so that they can be argued with; a validation set
-decides better than any of them. In order:
+`recommend` names the method that lost least on average over pools that were measured
+(`pluribus.inspect.forecast`): on zoos left out it did better than rules of thumb, and a choice by
+what is seen in a pool was not reliably better still (claim `recommendation`). Where nothing was
+measured that is like the pool, `advise` goes by the rules, written down here so that they can be
+argued with; a validation set decides better than either. In order:
 
 1. An update longer than half of its base (`FAR`) is rarely a fine-tune of that base: settle that.
 2. One expert: nothing to reconcile, only how far to go (`task_arithmetic` with a scale).
@@ -18,8 +21,9 @@ Independent task vectors disagree in sign on half of the coordinates they share,
 conflicts near 50 % is by itself no reason for anything.
 """
 
-from dataclasses import dataclass
-from typing import Any
+import ast
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,6 +31,10 @@ from pluribus.core.errors import listing
 from pluribus.core.pool import Pool
 from pluribus.core.source import Source
 from pluribus.inspect.tally import Tally, pairs
+from pluribus.report.terminal import number
+
+if TYPE_CHECKING:
+    from pluribus.inspect.forecast import Forecast, Near
 
 FAR = 0.5  # norm of the task vector over the base's
 ALIKE = 0.5  # cosine
@@ -47,11 +55,21 @@ _INCIDENTAL = {
 
 @dataclass(frozen=True)
 class Advice:
-    """A method to try first, its recipe parameters, and why. A rule of thumb."""
+    """A method to try first, its recipe parameters, and why.
+
+    `expected` are forecasts of all methods that were measured, best first; none: a rule of thumb.
+    """
 
     method: str
     parameters: dict[str, Any]
     reasons: tuple[str, ...]
+    expected: "tuple[Forecast, ...]" = ()
+    near: "tuple[Near, ...]" = ()  # the measured pools that are most like this one
+
+    @property
+    def basis(self) -> str:
+        """What the advice rests on, for people."""
+        return "lost least on measured pools" if self.expected else "a rule of thumb"
 
     @property
     def text(self) -> str:
@@ -60,8 +78,72 @@ class Advice:
         return f"{self.method}({told})" if told else self.method
 
 
+DEPTH = ("lines",)  # methods that need numbered blocks
+
+
+def recommend(model: Tally, blocks: int, density: float) -> Advice:
+    """Return the method that lost least on measured pools, or the rules' where none is like this.
+
+    `density` is that of the tally's supports; the measured pools had one of their own.
+    """
+    from pluribus.inspect.features import features
+    from pluribus.inspect.forecast import FAR as UNKNOWN
+    from pluribus.inspect.forecast import calibrated
+
+    rules = advise(model, blocks, density)
+    known = calibrated()
+    seen = features(model, density)
+    if known is None or seen is None or float(np.nanmax(model.ratio)) > FAR:
+        return rules
+    fitted, told = known
+    if abs(told["density"] - density) > 1e-9:
+        return replace(
+            rules,
+            reasons=(
+                *rules.reasons,
+                f"expected losses are known for supports of {told['density']:.0%} only",
+            ),
+        )
+    near = tuple(fitted.near(seen))
+    if near[0].distance > UNKNOWN:
+        return replace(
+            rules,
+            reasons=(
+                *rules.reasons,
+                "no pool that was measured is like this one, so no loss is forecast (the nearest, "
+                f"{near[0].label}, lies {near[0].distance:.1f} standard deviations away)",
+            ),
+        )
+    found = [
+        one
+        for one in fitted.predict(seen)
+        if blocks >= 2 or one.method.partition("(")[0] not in DEPTH
+    ]
+    first, second = found[:2]
+    method, parameters = parsed(first.method)
+    best = ", ".join(f"{one.best} lost {max(one.loss, 0):.0%} in {one.label}" for one in near)
+    beds = len({one.bed for one in fitted.pools})
+    reasons = [
+        f"expected to lose {max(first.loss, 0):.1%} (± {first.spread:.1%}) of the specialists' "
+        f"scores, the least on average of {len(found)} methods on {len(fitted.pools)} pools of "
+        f"{beds} beds; next is {second.method} with {max(second.loss, 0):.1%}",
+        f"on the most similar of these pools: {best}",
+        f"the rules of thumb would try {rules.text}: {rules.reasons[0]}",
+        "measured on small encoders of images and texts; a validation set decides better",
+    ]
+    return Advice(method, parameters, (*reasons, *_uneven(model)), tuple(found), near)
+
+
+def parsed(text: str) -> tuple[str, dict[str, Any]]:
+    """Split "ties(density=0.2)" into a name and its parameters, which are plain values."""
+    tree = ast.parse(text, mode="eval").body
+    if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name):
+        return tree.func.id, {str(k.arg): ast.literal_eval(k.value) for k in tree.keywords}
+    return text, {}
+
+
 def advise(model: Tally, blocks: int, density: float) -> Advice:
-    """Return the first method to try for a model with `blocks` numbered blocks."""
+    """Return what the rules of thumb try first for a model with `blocks` numbered blocks."""
     t = model.norm.size
     far = float(np.nanmax(model.ratio)) if model.base_square else float("inf")
     if far > FAR:
@@ -239,5 +321,5 @@ def _equal(one: Source, other: Source) -> bool:
 
 
 def _span(values: np.ndarray, form: str) -> str:
-    low, high = format(values.min(), form), format(values.max(), form)
+    low, high = number(float(values.min()), form), number(float(values.max()), form)
     return low if low == high else f"{low} to {high}"

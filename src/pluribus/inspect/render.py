@@ -1,11 +1,12 @@
 """An inspection as text for a terminal and as a page."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
+from pluribus.inspect import render_more as more
 from pluribus.inspect.inspection import Inspection
-from pluribus.inspect.tally import Tally, pairs
+from pluribus.inspect.tally import Tally
 from pluribus.report import (
     aligned,
     bars,
@@ -14,7 +15,6 @@ from pluribus.report import (
     grouped_bars,
     heatmap,
     lines,
-    notes,
     section,
     table,
 )
@@ -59,28 +59,26 @@ def terminal(found: Inspection) -> str:
             f"(needed by none), {model.selfish:.1%} selfish (by one), {model.shared:.1%} shared, "
             f"{model.universal:.1%} universal (by all)"
         )
-    parts.append(aligned(*_layers(found)))
+    parts.append(aligned(*sums("layer", found.layers, found)))
+    if len(found.kinds) > 1:
+        parts.append(aligned(*sums("kind", found.kinds, found)))
+    parts += more.texts(found, more.short(found.experts))
     parts += [f"warning: {clean(note)}" for note in found.warnings]
     why = "\n".join(f"  - {reason}" for reason in found.advice.reasons)
-    parts.append(f"first to try (rule of thumb): {found.advice.text}\n{why}")
+    parts.append(f"first to try ({found.advice.basis}): {found.advice.text}\n{why}")
     return "\n\n".join(parts)
 
 
 def page(found: Inspection, title: str = "") -> str:
     """Return the findings as a page."""
-    model, labels, top = found.model, _short(found.experts), f"{found.density:.0%}"
+    model, labels, top = found.model, more.short(found.experts), f"{found.density:.0%}"
     many = len(labels) > 1
     told = (
         f"base {found.base}; {len(found.tensors)} tensors, {model.size / 1e6:,.1f} M parameters; "
         f"{found.bytes_read / 1e9:.2f} GB read in {found.seconds:.1f} s"
     )
     parts = [
-        section(
-            "First to try",
-            f"{found.advice.text} — a rule of thumb; a validation set decides better.",
-            notes(found.advice.reasons),
-            *([notes(found.warnings, warning=True)] if found.warnings else []),
-        ),
+        more.first_to_try(found),
         section(
             "Experts",
             "Task vectors are expert minus base. Effective density is 1 if all differences are "
@@ -93,6 +91,8 @@ def page(found: Inspection, title: str = "") -> str:
     if many:
         parts += _relations(found, labels, top)
     parts += _by_layer(found, labels, top)
+    parts += more.atlas(found, labels)
+    parts += more.sections(found, labels)
     parts.append(_by_tensor(found))
     names = ", ".join(labels)
     return html_page(title or f"Inspection of {names}", parts, subtitle=told)
@@ -172,37 +172,37 @@ def _by_layer(found: Inspection, labels: list[str], top: str) -> list[str]:
     ]  # fmt: skip
     if len(labels) > 1:
         shares = {
-            "mean cosine": [_mean(row.cosine) for row in rows],
-            f"mean overlap of the largest {top}": [_mean(row.overlap) for row in rows],
-            "opposite signs there": [_mean(row.kept_conflict) for row in rows],
+            "mean cosine": [more.mean(row.cosine) for row in rows],
+            f"mean overlap of the largest {top}": [more.mean(row.overlap) for row in rows],
+            "opposite signs there": [more.mean(row.kept_conflict) for row in rows],
         }
         parts.append(lines("Agreement between experts", places, shares, x_label="layer"))
-    head, body, forms = _layers(found)
+    head, body, forms = sums("layer", found.layers, found)
     return [section("By layer", *parts, table(head, body, forms))]
 
 
 def _by_tensor(found: Inspection) -> str:
     several = len(found.experts) > 1
-    head = ["tensor", "layer", "size", "norm/base (most)", "unchanged (least)"]
+    head = ["tensor", "layer", "kind", "size", "norm/base (most)", "unchanged (least)"]
     if several:
         head += ["cosine", "overlap", "opposite in tops", "any conflict", "catastrophic", "selfish"]
     rows = []
     for name, tally in found.tensors.items():
         layer = found.depth[name]
         row: list = [
-            name, "–" if layer is None else str(layer), tally.size,
+            name, "–" if layer is None else str(layer), found.kind[name], tally.size,
             _reach(tally.ratio, np.nanmax), _reach(tally.unchanged, np.nanmin),
         ]  # fmt: skip
         if several:
             row += [
-                _mean(tally.cosine), _mean(tally.overlap), _mean(tally.kept_conflict),
+                more.mean(tally.cosine), more.mean(tally.overlap), more.mean(tally.kept_conflict),
                 tally.kept_clash, tally.catastrophic, tally.selfish,
             ]  # fmt: skip
         rows.append(row)
     left_out = ""
     if len(rows) > MOST:
         left_out = f"The {MOST} largest of {len(rows)} tensors; the JSON output holds all."
-        rows = sorted(rows, key=lambda row: -row[2])[:MOST]
+        rows = sorted(rows, key=lambda row: -row[3])[:MOST]
     forms = {**_FORMS, "norm/base (most)": ".4f", "unchanged (least)": ".1%"}
     lead = "Cosine, overlap and opposite signs are means over pairs of experts."
     told = [*([lead] if several else []), *([left_out] if left_out else [])]
@@ -215,12 +215,12 @@ def _expert_rows(found: Inspection, tally: Tally) -> list[list]:
     )  # fmt: skip
     return [
         [label, *(float(column[i]) for column in columns)]
-        for i, label in enumerate(_short(found.experts))
+        for i, label in enumerate(more.short(found.experts))
     ]
 
 
 def _pair_rows(found: Inspection, tally: Tally) -> list[list]:
-    rows, labels = [], _short(found.experts)
+    rows, labels = [], more.short(found.experts)
     for i, one in enumerate(labels):
         for j in range(i):
             matrices = (tally.cosine, tally.conflict, tally.overlap, tally.kept_conflict)
@@ -229,35 +229,27 @@ def _pair_rows(found: Inspection, tally: Tally) -> list[list]:
     return rows
 
 
-def _layers(found: Inspection) -> tuple[list[str], list[list], dict[str, str]]:
-    labels = _short(found.experts)
+def sums(
+    first: str, tallies: Mapping[str, Tally], found: Inspection
+) -> tuple[list[str], list[list], dict[str, str]]:
+    """Return head, rows and forms of a table of sums: one row a layer or kind."""
+    labels = more.short(found.experts)
     ratios = [f"norm/base {label}" for label in labels]
     several = len(labels) > 1
-    head = ["layer", "size", *ratios]
+    head = [first, "size", *ratios]
     if several:
         head += ["cosine", "overlap", "opposite in tops", "any conflict", "catastrophic", "selfish"]
     rows = []
-    for label, tally in found.layers.items():
+    for label, tally in tallies.items():
         row: list = [label, tally.size, *map(float, tally.ratio)]
         if several:
             row += [
-                _mean(tally.cosine), _mean(tally.overlap), _mean(tally.kept_conflict),
+                more.mean(tally.cosine), more.mean(tally.overlap), more.mean(tally.kept_conflict),
                 tally.kept_clash, tally.catastrophic, tally.selfish,
             ]  # fmt: skip
         rows.append(row)
     return head, rows, {**_FORMS, **dict.fromkeys(ratios, ".4f")}
 
 
-def _mean(matrix: np.ndarray) -> float | None:
-    found = pairs(matrix)
-    return float(found.mean()) if found.size else None
-
-
 def _reach(values: np.ndarray, how) -> float | None:
     return None if np.isnan(values).all() else float(how(values))
-
-
-def _short(labels: Sequence[str]) -> list[str]:
-    """Return labels without the folders that all of them share."""
-    cut = [label.rstrip("/").rsplit("/", 1)[-1] for label in labels]
-    return cut if len(set(cut)) == len(cut) and all(cut) else list(labels)

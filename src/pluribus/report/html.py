@@ -1,8 +1,8 @@
 """One HTML page without dependencies: `page`, `section`, `table`, `text`, `notes`.
 
 Parts are `Html`; a plain `str` among them is a paragraph and is escaped. The page forbids itself
-every request by its content security policy, and its few lines of script only sort tables: without
-them it reads the same.
+every request by its content security policy, and its few lines of script only sort tables and show
+the names of marks in plots: without them it reads the same.
 """
 
 import base64
@@ -192,6 +192,17 @@ svg text.strong { fill: var(--paper); }
 .key svg { width: 22px; height: 12px; vertical-align: -1px; margin-right: .35rem; }
 details { font-size: .85rem; color: var(--soft); }
 summary { cursor: pointer; }
+.tip { position: fixed; z-index: 9; pointer-events: none; max-width: min(22rem, 90vw);
+  background: var(--ink); color: var(--paper); padding: .2rem .55rem; border-radius: 4px;
+  font-size: .85rem; overflow-wrap: anywhere; }
+@media (max-width: 40rem) {
+  main { padding: 1rem .8rem 3rem; }
+  th, td { padding: .3rem .5rem; }
+  tbody th[scope=row] { position: sticky; left: 0; background: var(--paper); max-width: 46vw;
+    overflow: hidden; text-overflow: ellipsis; }
+  .wide:focus-within tbody th[scope=row], tbody tr:hover th[scope=row] { white-space: normal;
+    overflow-wrap: anywhere; }
+}
 @media print { .wide { overflow: visible; } details { display: none; } }
 """ + "".join(
     f".f{i} {{ fill: var(--c{i}); }} .s{i} {{ stroke: var(--c{i}); }}\n" for i in range(8)
@@ -224,4 +235,30 @@ for (const head of document.querySelectorAll("thead th")) {
     body.append(...[...body.rows].sort((a, b) => compare(key(a), key(b))));
   });
 }
+const tip = document.createElement("div");
+tip.className = "tip";
+tip.hidden = true;
+tip.setAttribute("role", "status");
+document.body.append(tip);
+const show = (event) => {
+  const mark = event.target.closest && event.target.closest("svg.chart *");
+  const title = mark && mark.querySelector(":scope > title, :scope > desc");
+  tip.hidden = !title;
+  if (!title) return;
+  if (title.tagName === "title") {
+    const told = document.createElementNS(title.namespaceURI, "desc");
+    told.textContent = title.textContent;
+    mark.setAttribute("aria-label", title.textContent);
+    title.replaceWith(told);
+  }
+  tip.textContent = mark.getAttribute("aria-label");
+  const box = tip.getBoundingClientRect();
+  const left = Math.min(event.clientX + 12, innerWidth - box.width - 6);
+  const top = event.clientY - box.height - 12;
+  tip.style.left = `${Math.max(left, 6)}px`;
+  tip.style.top = `${top < 4 ? event.clientY + 18 : top}px`;
+};
+for (const kind of ["pointerover", "pointermove", "pointerdown"])
+  document.addEventListener(kind, show);
+document.addEventListener("scroll", () => { tip.hidden = true; }, true);
 """
