@@ -33,6 +33,13 @@ def model(opened):
     return LocalModel(opened)
 
 
+class Long:
+    """Judges steps by their length."""
+
+    def score(self, problem, candidate):
+        return [min(1.0, len(step) / 50) for step in candidate]
+
+
 def greedy(opened, text, count):
     ids = opened.tokenizer(text, return_tensors="pt")["input_ids"]
     made = opened.model.generate(ids, max_new_tokens=count, do_sample=False)
@@ -167,10 +174,6 @@ def test_a_fused_model_with_prompts_of_its_own():
 
 
 def test_a_search_over_steps_runs_on_it(model):
-    class Long:
-        def score(self, problem, candidate):
-            return [min(1.0, len(step) / 50) for step in candidate]
-
     done = BeamSearch(n=4, width=2, rounds=4, separator="e", step_tokens=10).run(
         PROMPT, model, Long(), Budget(tokens=120)
     )
@@ -197,3 +200,19 @@ def test_what_is_refused(opened, model):
         model.sample("film " * 200)
     assert model.sample(PROMPT, max_tokens=100_000, seed=1)[0].tokens <= 128
     assert model.count("film") == len(opened.tokenizer("film")["input_ids"])
+
+
+def test_a_prefix_that_fills_the_context_ends_an_answer(opened, model):
+    prefix = " fine film" * 60
+    made = model.sample(PROMPT, 2, max_tokens=8, prefix=prefix)
+    assert [(one.text, one.tokens, one.finish) for one in made] == [("", 0, "length")] * 2
+    with pytest.raises(InputError, match="the model takes 128"):
+        model.sample(PROMPT + prefix, max_tokens=8)
+
+
+def test_a_search_that_runs_into_the_context_keeps_what_it_has(model):
+    """Steps that end with an e, judged by their length: none ends before the model is full."""
+    search = BeamSearch(n=2, width=1, rounds=400, separator="e", step_tokens=10)
+    done = search.run(PROMPT, model, Long(), Budget())
+    assert done.candidates
+    assert all(model.count(one.text) <= 128 for one in done.candidates)

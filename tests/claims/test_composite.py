@@ -28,7 +28,7 @@ def small(monkeypatch):
         )
 
     monkeypatch.setattr(zoos, "build", build)
-    bed = Bed("demo8", "task_arithmetic(scale=0.2)", 1.0, "module:blocks.0", 2, 1e-2, 8)
+    bed = Bed("demo8", "task_arithmetic(scale=0.2)", 1.0, None, "module:blocks.0", 2, 1e-2, 8)
     monkeypatch.setattr(composite, "BEDS", {"images": bed, "texts": bed})
     monkeypatch.setattr(composite, "ROUTER", {"epochs": 2})
     monkeypatch.setattr(composite, "SCALES", (0.1, 0.3))

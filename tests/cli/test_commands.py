@@ -21,7 +21,12 @@ def leaves(group, before: str = "") -> dict:
 
 
 COMMANDS = leaves(typer.main.get_command(build()))
-SILENT = {"methods"}  # done at once: there is no progress to silence
+SILENT = {  # done at once: there is no progress to silence
+    "methods",
+    "digest",
+    "circuits tasks",
+    "circuits overlap",
+}
 
 
 def example(name: str) -> list[str]:

@@ -21,7 +21,7 @@ hypothesis = pytest.importorskip("hypothesis", reason="hypothesis is not install
 
 pytestmark = pytest.mark.slow
 LIMITS = Limits(max_new_tokens=8, max_choices=4, max_prompt_tokens=50_000)
-EXAMPLES = int(os.environ.get("PLURIBUS_EXAMPLES", "12"))
+EXAMPLES = int(os.environ.get("PLURIBUS_EXAMPLES", "6"))
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_requests_and_answers_are_as_described(document, method, path, mode):
     @hypothesis.settings(max_examples=EXAMPLES, deadline=None, derandomize=True, database=None)
     @hypothesis.given(case=cases)
     def ask(case):
-        if possible(case.body) or mode == "negative":
+        if mode == "negative" or possible(case.body):
             case.call_and_validate(headers={"Authorization": "Bearer k"}, timeout=60)
 
     ask()

@@ -91,7 +91,8 @@ class LocalModel:
     ) -> list[Completion]:
         """Return n continuations; the same seed gives the same ones.
 
-        Raises InputError for a prompt without tokens, or one that leaves no room.
+        Where a prefix has filled the context, nothing is written, as at any other limit. Raises
+        InputError for a prompt without tokens, or one that leaves no room.
         """
         asked = Asked.of(
             prompt,
@@ -112,6 +113,8 @@ class LocalModel:
         length = ids.shape[1]
         config = getattr(self.model, "config", None)
         room = getattr(config, "max_position_embeddings", None) or 1 << 30
+        if length >= room and prefix:
+            return [Completion("", 0, "length", prompt_tokens=length) for _ in range(n)]
         if length >= room:
             raise InputError(
                 f"prompt and prefix are {length} tokens, but the model takes {room}; give fewer"

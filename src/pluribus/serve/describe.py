@@ -21,6 +21,7 @@ REFUSED = (400, 404, 408, 413, 415, 429, 500, 502, 503, 504)
 TEXT: Schema = {"type": "string"}
 COUNT: Schema = {"type": "integer", "minimum": 0}
 NUMBER: Schema = {"type": "number"}
+EVENT: Schema = {"type": "object", "required": ["data"], "properties": {"data": TEXT}}
 
 
 def documented(
@@ -36,7 +37,7 @@ def documented(
     if answer is not None:
         done = _json(answer)
     if request in ("Chat", "Completion"):
-        done["text/event-stream"] = {"schema": TEXT}
+        done["text/event-stream"] = {"itemSchema": EVENT}  # as OpenAPI 3.2 has it
     responses = {200: {"description": "Done", "content": done}, **refused}
     extra: dict[str, Any] = {"security": [{"key": []}, {}]} if locked else {}
     if request is not None:

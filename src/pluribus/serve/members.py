@@ -107,6 +107,8 @@ class Here:
             + [m["input_ids"].shape[1] for m in read.inputs.get("member_inputs", {}).values()]
         )
         most = max_tokens if self.one.room is None else min(max_tokens, self.one.room - longest)
+        if most < 1 and prefix:  # what was written has filled the context
+            return [Completion("", 0, "length", prompt_tokens=longest) for _ in range(n)]
         if most < 1 or not read.ids:
             raise InputError(
                 f"a prompt of {longest} tokens was to be read; {self.one.name!r} takes 1 to "
