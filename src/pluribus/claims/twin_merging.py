@@ -103,10 +103,9 @@ def texts(seed: int, on_step: OnStep | None = None) -> dict[str, float]:
     zoo = zoos.build("text6", seed, on_step=on_step)
     out: dict[str, float] = {}
     with threads(1):
-        for name, shared in (("", None), ("base", "sum >> scale(scale=0.0)")):
-            store = Twin(density=0.1, **({"shared": shared} if shared else {})).fit(
-                zoo.base, zoo.experts
-            )
+        on_base = Twin(shared="sum >> scale(scale=0.0)", density=0.1)
+        for name, twin in (("", Twin(density=0.1)), ("base", on_base)):
+            store = twin.fit(zoo.base, zoo.experts)
             routed = from_store(zoo.module(), store, features="output", heads=zoo.heads)
             if name:
                 out["parts_on_base"] = composite_score(zoo, routed, true=True, limit=TEXTS)

@@ -332,7 +332,8 @@ class Routed(Around):
                     "do nothing; name a module that runs"
                 )
             for tensor, found in site.banks.items():  # type: ignore[union-attr]
-                self.odd.add(f"{site.path}.{tensor}" if site.path else tensor, found)
+                place = f"{site.path}.{tensor}" if site.path else tensor
+                self.odd.add(place, found)  # type: ignore[arg-type]
         self.sites = nn.ModuleList(kept)
 
     def _head(self, task: str) -> Mapping[str, Tensor]:
