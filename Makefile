@@ -17,7 +17,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PIP) install --constraint constraints.txt --group dev -e '.[hf,gguf,ray,search,serve]'
 	@touch $@
 
-demo: setup  ## eight specialists, ten ways to combine them, a table and a report: about a minute
+demo: setup  ## eight specialists, ten ways to combine them, a table and a report: two to five minutes
 	$(BIN)/pluribus demo --out demo-out
 
 test: setup  ## the whole test suite but benchmarks and claims, a worker a processor
