@@ -8,7 +8,7 @@ experts the first `--small` of them and noise. In one process, in turn, `--repea
 batches of 1 and 8 (`--batches`):
 
     prefill   the prompt's first forward pass
-    step      one forward pass of one token a row after it, median of `--steps`
+    step      one forward pass of one token a row after it, all in turn, median of `--steps`
     token     whole `generate`, greedy, seconds a token
 
 each for every member alone, and for `Fused` with three fusers: `static`, and `logits_fusion` with
@@ -95,25 +95,35 @@ def check(models: dict[str, Any], fused: Any, ids: torch.Tensor) -> None:
     torch.testing.assert_close(found, moved.log_softmax(-1), rtol=1e-4, atol=1e-3)
 
 
-def timed(model: Any, ids: torch.Tensor, given) -> dict[str, float]:
-    """Return seconds of a prefill, of a step (median), and of a token of `generate`."""
+def prefilled(model: Any, ids: torch.Tensor) -> tuple[float, dict[str, Any]]:
+    """Return seconds of a prefill, and the cache as the model takes it."""
     began = time.perf_counter()
     passed = model(input_ids=ids, use_cache=True, logits_to_keep=1)
-    out = {"prefill": time.perf_counter() - began}
+    seconds = time.perf_counter() - began
     takes = inspect.signature(type(model).forward).parameters
     name = "cache" if "cache" in takes else "past_key_values"  # transformers renamed it
-    kept, steps = {name: getattr(passed, name)}, []
+    return seconds, {name: getattr(passed, name)}
+
+
+def stepped(runs: dict[str, Any], ids: torch.Tensor, caches: dict[str, Any], given) -> Any:
+    """Return each one's median seconds a step: all take a step in turn, so drift hits all alike."""
+    seen: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(given.steps):
         token = ids[:, number : number + 1]
-        began = time.perf_counter()
-        model(input_ids=token, use_cache=True, logits_to_keep=1, **kept)
-        steps.append(time.perf_counter() - began)
-    out["step"] = statistics.median(steps)
-    began = time.perf_counter()
+        for name, enter in runs.items():
+            model = enter()
+            began = time.perf_counter()
+            model(input_ids=token, use_cache=True, logits_to_keep=1, **caches[name])
+            seen[name].append(time.perf_counter() - began)
+    return {name: statistics.median(values) for name, values in seen.items()}
+
+
+def generated(model: Any, ids: torch.Tensor, given) -> float:
+    """Return seconds a token of a whole greedy `generate`."""
     mask = torch.ones_like(ids)
+    began = time.perf_counter()
     model.generate(ids, attention_mask=mask, max_new_tokens=given.steps, do_sample=False)
-    out["token"] = (time.perf_counter() - began) / given.steps
-    return out
+    return (time.perf_counter() - began) / given.steps
 
 
 def told(values: list[float], digits: int) -> dict[str, float]:
@@ -133,6 +143,13 @@ def fusing(given) -> Iterator[tuple[str, Any]]:
         "logits_fusion grid": DynamicFusion(),
         "logits_fusion bracket": DynamicFusion(mode="bracket"),
     }
+
+    def entered(fuser: Any) -> Any:
+        fused.fuser = fuser
+        return fused
+
+    runs = {name: lambda model=model: model for name, model in models.items()}
+    runs |= {name: lambda fuser=fuser: entered(fuser) for name, fuser in fusers.items()}
     rng = torch.Generator().manual_seed(2)
     for batch in given.batches:
         ids = torch.randint(1, given.vocabulary, (batch, given.prompt), generator=rng)
@@ -140,20 +157,16 @@ def fusing(given) -> Iterator[tuple[str, Any]]:
         check(models, fused, ids[:, :8])
         seen: dict[str, dict[str, list[float]]] = {}
 
-        def note(name: str, found: dict[str, float], seen=seen) -> None:
-            for what, seconds in found.items():
-                seen.setdefault(what, {}).setdefault(name, []).append(seconds)
-
         for repeat in range(-1, given.repeats):  # the first warms up
-            for name, model in models.items():
-                found = timed(model, ids, given)
-                if repeat >= 0:
-                    note(name, found)
-            for name, fuser in fusers.items():
-                fused.fuser = fuser
-                found = timed(fused, ids, given)
-                if repeat >= 0:
-                    note(name, found)
+            prefill, caches = {}, {}
+            for name, enter in runs.items():
+                prefill[name], caches[name] = prefilled(enter(), ids)
+            step = stepped(runs, ids, caches, given)
+            token = {name: generated(enter(), ids, given) for name, enter in runs.items()}
+            for what, found in (("prefill", prefill), ("step", step), ("token", token)):
+                for name, seconds in found.items():
+                    if repeat >= 0:
+                        seen.setdefault(what, {}).setdefault(name, []).append(seconds)
             print(f"batch {batch}: repeat {repeat + 1}", file=sys.stderr, flush=True)
         over = {}
         for what, by_name in seen.items():

@@ -16,7 +16,7 @@ from pluribus.decode.fusers import Fusion
 if TYPE_CHECKING:
     from pluribus.decode.fused import Fused
 
-CHUNK = {"cpu": 1 << 16}  # logits fused at a time: what stays in a processor's cache
+CHUNK = {"cpu": 1 << 20}  # logits fused at a time: a few rows, so that threads can share them
 LARGE_CHUNK = 1 << 22  # on other devices
 
 

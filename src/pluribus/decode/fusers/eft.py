@@ -25,7 +25,7 @@ from pluribus.core.errors import InputError
 from pluribus.core.merger import Fraction
 from pluribus.core.shapes import Bool, Float
 from pluribus.decode.fusers import Fusion, check_finite, fuser, has_roles, per_role
-from pluribus.decode.fusers._logits import normalised, rows, shift, without
+from pluribus.decode.fusers._logits import normalised, rows, shift, shifted, without
 
 
 @fuser("eft", paper="arXiv:2310.12962")
@@ -64,6 +64,10 @@ class EFT:
         """See `Fuser`."""
         self.check_roles(list(logits))
         weights = per_role("eft", "weights", self.weights, self.tuned(list(logits)))
+        if self.top_p_filter is None and not self.exclude:
+            plain = shifted(logits, self.ref, self.base, weights)
+            if plain is not None:
+                return Fusion(plain, {r: rows(w, plain) for r, w in weights.items()})
         known, kept = normalised(logits)
         ref, base = known[self.ref], known[self.base]
         moved, info = ref, {}

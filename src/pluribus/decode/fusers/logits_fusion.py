@@ -31,8 +31,9 @@ from torch import Tensor
 from pluribus.core.errors import InputError, nearest
 from pluribus.core.shapes import Float
 from pluribus.decode.fusers import Fusion, fuser, has_roles
-from pluribus.decode.fusers._logits import normalised, shift, without
-from pluribus.decode.fusers._search import Candidates, Distances, bracketed, searched
+from pluribus.decode.fusers._distances import Distances, distances, straight
+from pluribus.decode.fusers._logits import normalised, widened, without
+from pluribus.decode.fusers._search import Candidates, bracketed, searched
 
 MOST = 20_000  # candidates of a joint search
 TRIED = {
@@ -108,28 +109,38 @@ class DynamicFusion:
         """See `Fuser`. `info` has what the candidates were, their loss and the distances."""
         self.check_roles(list(logits))
         experts = self.experts(list(logits))
-        known, kept = normalised(logits)
-        large, base = known[self.large], known[self.base]
-        tuned = {role: without(known[role], base, self.exclude) for role in experts}
-        deltas = torch.stack([shift(tuned[role], base, kept) for role in experts])  # (t, b, v)
-        there = torch.stack([_kl(tuned[role], deltas[t]) for t, role in enumerate(experts)])
-        back = torch.stack([_kl(base, -delta) for delta in deltas])
-        distances = Distances(large, deltas, there, back)
+        measured = self._measured(logits, experts)
         if self.mode == "bracket":
             limits = [self._limits(role) for role in experts]
-            weights, loss = bracketed(distances, limits, self.grid[2], self.targets == "selected")
+            weights, loss = bracketed(measured, limits, self.grid[2], self.targets == "selected")
         else:
-            weights, loss = searched(distances, self._candidates(experts), self.targets)
-        fused = (large + torch.einsum("tb,tbv->bv", weights, deltas)).log_softmax(-1)
+            weights, loss = searched(measured, self._candidates(experts), self.targets)
+        moved = torch.einsum("tb,tbv->bv", weights, measured.deltas).add_(measured.large)
         info = {
             "objective": "sum over experts of squared differences of both KL distances",
             "search": f"{self.mode}: {TRIED[self.mode]}",
             "grid": self.grid,
             "targets": self.targets,
             "loss": loss,
-            **{f"kl {role}": there[t] for t, role in enumerate(experts)},  # KL(Q_t || Q), nats
+            **{
+                f"kl {role}": measured.there[t] for t, role in enumerate(experts)
+            },  # KL(Q_t || Q), nats
         }
-        return Fusion(fused, {role: weights[t] for t, role in enumerate(experts)}, info)
+        named = {role: weights[t] for t, role in enumerate(experts)}
+        return Fusion(moved.log_softmax(-1), named, info)
+
+    def _measured(
+        self, logits: Mapping[str, Float[Tensor, "b v"]], experts: Sequence[str]
+    ) -> Distances:
+        if not self.exclude:
+            wide = widened(logits)
+            tuned = [wide[role] for role in experts]
+            if (found := straight(wide[self.large], wide[self.base], tuned)) is not None:
+                return found
+        known, kept = normalised(logits)
+        base = known[self.base]
+        tuned = [without(known[role], base, self.exclude) for role in experts]
+        return distances(known[self.large], base, tuned, kept)
 
     def _limits(self, role: str) -> tuple[float, float]:
         low, high = (self.bounds or {}).get(role, (self.grid[0], self.grid[1]))
@@ -153,8 +164,3 @@ class DynamicFusion:
         table = np.zeros((len(selected), len(experts)))
         table[np.arange(int(zero), len(table)), selected[int(zero) :]] = np.concatenate(moved)
         return Candidates(table, selected)
-
-
-def _kl(one: Float[Tensor, "b v"], ratio: Float[Tensor, "b v"]) -> Float[Tensor, " b"]:
-    """Return KL(one || other) in nats; `ratio` is log one - log other, and 0 where one is 0."""
-    return (one.exp() * ratio).sum(-1)

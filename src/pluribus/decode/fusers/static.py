@@ -16,7 +16,7 @@ from torch import Tensor
 from pluribus.core.errors import InputError
 from pluribus.core.shapes import Float
 from pluribus.decode.fusers import Fusion, check_finite, fuser, has_roles, per_role
-from pluribus.decode.fusers._logits import normalised, rows, shift, without
+from pluribus.decode.fusers._logits import normalised, rows, shift, shifted, without
 
 
 @fuser("static", paper="arXiv:2401.08565")
@@ -48,6 +48,10 @@ class StaticFusion:
         """See `Fuser`."""
         self.check_roles(list(logits))
         alphas = per_role("static", "alpha", self.alpha, self.experts(list(logits)))
+        if not self.exclude:
+            plain = shifted(logits, self.large, self.base, alphas)
+            if plain is not None:
+                return Fusion(plain, {r: rows(a, plain) for r, a in alphas.items()})
         known, kept = normalised(logits)
         large, base = known[self.large], known[self.base]
         moved = large
