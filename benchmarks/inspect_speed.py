@@ -4,7 +4,9 @@
 
 Generates the checkpoints of merge_speed.py (bf16, Llama shape) in a temporary folder, which goes
 afterwards, and runs in turn: the floor (reading all files with plain system calls), `inspect`, and
-once `inspect --spectra` and `diff`. Prints wall time, the ratio to the floor and peak memory.
+once `inspect --spectra` and `diff`. Prints wall time, the ratio to the floor and peak memory: with
+the files on disk alone (they are dropped from the page cache before each run), and with the files
+in the page cache, where the floor is a copy in memory.
 Nothing else should run on the machine; what else it is doing is told by the load beside each run.
 """
 
@@ -56,6 +58,17 @@ def main() -> None:
         options.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
+def drop(names: list[str]) -> None:
+    """Take files out of the page cache, so that they are read from disk again."""
+    for name in names:
+        handle = os.open(name, os.O_RDONLY)
+        try:
+            os.fsync(handle)  # what was not written yet would stay
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(handle)
+
+
 def measure(models: list[str], options: argparse.Namespace) -> dict:
     """Return times and peaks of all runs."""
     files = [f"{model}/model.safetensors" for model in models]
@@ -63,26 +76,33 @@ def measure(models: list[str], options: argparse.Namespace) -> dict:
     own = [sys.executable, "-m", "pluribus"]
     threads = ["--threads", str(options.threads)] if options.threads else []
     inspect = [*own, "inspect", *models, "--quiet", "--json", *threads]
-    timed([sys.executable, "-c", READ, *files])  # the files are in the page cache, or not, for all
-    floors, ours, peaks, loads = [], [], [], []
+    reading = [sys.executable, "-c", READ, *files]
+    found: dict[str, list[float]] = {}
+    peaks, loads = [], []
     for _ in range(options.runs):  # in turn: a machine has fast and slow minutes
         loads.append(round(os.getloadavg()[0], 2))
-        floors.append(timed([sys.executable, "-c", READ, *files])[0])
-        seconds, peak = timed(inspect)
-        ours.append(seconds)
-        peaks.append(peak)
-    floor = statistics.median(floors)
+        for state, prepare in (("from disk", drop), ("cached", lambda names: timed(reading))):
+            for name, command in (("floor", reading), ("inspect", inspect)):
+                prepare(files)
+                seconds, peak = timed(command)
+                found.setdefault(f"{state}: {name}", []).append(round(seconds, 3))
+                peaks += [peak] if name == "inspect" else []
     row = {
         "command": "pluribus inspect base e0 e1 e2",
         "size_b": options.size,
         "gigabytes": round(size / 1e9, 2),
         "runs": options.runs,
-        "floor_s": round(floor, 3),
-        "inspect_s": round(statistics.median(ours), 3),
-        "over_the_floor": round(statistics.median(ours) / floor, 2),
+        "seconds": {name: statistics.median(values) for name, values in found.items()},
+        "over_the_floor": {
+            state: round(
+                statistics.median(found[f"{state}: inspect"])
+                / statistics.median(found[f"{state}: floor"]),
+                2,
+            )
+            for state in ("from disk", "cached")
+        },
         "peak_mb": round(max(peaks), 1),
-        "all_floor_s": [round(value, 3) for value in floors],
-        "all_inspect_s": [round(value, 3) for value in ours],
+        "all_seconds": found,
         "load_before": loads,
     }
     seconds, peak = timed([*own, "diff", *models[:2], "--quiet", "--json"])
