@@ -277,11 +277,14 @@ def test_repairs_that_are_refused(tmp_path, text, said):
 
 
 def test_numbers_that_yaml_reads_as_such(tmp_path):
-    """24.4 without quotes is a number to YAML; 24.10 would be 24.1, another head."""
+    """24.10 without quotes is 24.1 to YAML, another head: numbers are refused."""
     path = tmp_path / "r.yml"
     start = "circuit_repair: 1\ntask: ioi\nlook_at: [IO]\n"
-    path.write_text(start + "heads: [24.4, '24.10']\n")
+    path.write_text(start + "heads: ['24.4', '24.10']\n")
     assert recipe.load(path).chosen() == [(24, 4), (24, 10)]
+    path.write_text(start + "heads: [24.10]\n")
+    with pytest.raises(RecipeError, match="put heads in quotes"):
+        recipe.load(path)
 
 
 # -- pages -----------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
     circuit_repair: 1
     task: colored_objects_natural
-    heads: [24.4, 29.0]          # layer.head
+    heads: ["24.4", "29.0"]      # layer.head
     look_at: [wrong1, wrong2]    # positions that the task's prompts name
     model: models/smol           # optional: beside the recipe first
     prompts: 48
@@ -55,20 +55,17 @@ class Repair(Placed):
     @field_validator("heads", mode="before")
     @classmethod
     def _named(cls, value: Any) -> Any:
-        """Take 24.4 for a name, but not 24.10, which YAML reads as 24.1."""
+        """Refuse numbers: YAML reads 24.10 without quotes as 24.1, which is another head."""
         if not isinstance(value, list):
             return value
-        return [name_of(head_of(one)) if isinstance(one, str) else _float(one) for one in value]
+        for one in value:
+            if isinstance(one, float):
+                raise ValueError(f"{one!r} is a number to YAML; put heads in quotes: '{one!r}'")
+        return [name_of(head_of(one)) if isinstance(one, str) else one for one in value]
 
     def chosen(self) -> list[Head]:
         """Return the heads as numbers."""
         return [head_of(name) for name in self.heads]
-
-
-def _float(value: Any) -> Any:
-    if isinstance(value, float):
-        return name_of(head_of(repr(value)))
-    return value
 
 
 @dataclass(frozen=True)
