@@ -1,5 +1,6 @@
 """A local model: a tiny random Llama, plain and fused, against `generate` itself."""
 
+import inspect
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from pluribus.decode.scaling import BeamSearch, Budget
 from pluribus.decode.stack import Opened
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "decode"))  # tests have no package
-from members import moved, tiny, tokenizer  # type: ignore[import-not-found]
+from members import moved, tiny, tokenizer, trio  # type: ignore[import-not-found]
 
 PROMPT = "Review: a fine film"
 CHAT = (
@@ -54,6 +55,32 @@ def test_greedy_is_generates(opened, model):
     assert made.tokens == len(ids)
     assert made.finish == ("end" if ids[-1] == 0 else "length")
     assert made.prompt_tokens == len(opened.tokenizer(PROMPT)["input_ids"])
+
+
+@pytest.mark.parametrize("kind", ["plain", "fused"])
+@pytest.mark.parametrize("batch", [5, 2])
+def test_a_prompt_is_read_once(kind, batch, opened, monkeypatch):
+    """One row reads it, and the samples are those of so many rows that read it themselves."""
+    if kind == "fused":
+        opened = Opened(Fused(trio(), StaticFusion()), opened.tokenizer)
+    model = LocalModel(opened, batch=batch)
+    asked = {"n": 5, "temperature": 0.9, "max_tokens": 8, "seed": 4}
+    with monkeypatch.context() as apart:
+        apart.setattr(LocalModel, "_read", lambda *_: None)
+        wanted = model.sample(PROMPT, **asked)
+    read = []
+    forward = type(opened.model).forward
+
+    def counted(self, input_ids=None, **given):
+        read.append(tuple(input_ids.shape))
+        return forward(self, input_ids=input_ids, **given)
+
+    counted.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
+    monkeypatch.setattr(type(opened.model), "forward", counted)
+    assert model.sample(PROMPT, **asked) == wanted
+    assert len({one.text for one in wanted}) > 1
+    length = len(opened.tokenizer(PROMPT)["input_ids"])
+    assert [shape for shape in read if shape[1] > 1] == [(1, length - 1)]
 
 
 def test_chance_is_the_seeds_and_no_one_elses(model):

@@ -1,11 +1,14 @@
 """A language model on this machine: plain, fused or routed, as transformers runs it.
 
-Samples of one prompt are drawn as one batch. A prefix goes on in the same turn: the chat template
-is written out up to where the assistant speaks, the prefix is put there as it stands, and the whole
-is tokenised at once. (The templates' own `continue_final_message` gives the same text, but loses
-the blank line that a step ends with where a template trims messages.)
+Samples of one prompt are drawn as one batch, behind one reading of the prompt: all but its last
+token is run once, and what the cache holds is repeated for every row. (Composites route a prompt as
+a whole, and read it for each row.) A prefix goes on in the same turn: the chat template is written
+out up to where the assistant speaks, the prefix is put there as it stands, and the whole is
+tokenised at once. (The templates' own `continue_final_message` gives the same text, but loses the
+blank line that a step ends with where a template trims messages.)
 """
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pluribus.agents._messages import Asked, cut, messages, plain
 from pluribus.core.errors import InputError, MissingError
 from pluribus.core.optional import optional
+from pluribus.core.renamed import cache_name
 from pluribus.decode.scaling.interface import Completion, Finish, Prompt
 
 if TYPE_CHECKING:
@@ -122,13 +126,27 @@ class LocalModel:
         most = min(asked.max_tokens, room - length)
         found: list[Completion] = []
         with torch.inference_mode(), torch.random.fork_rng(devices=cuda_devices(self.model)):
+            read = self._read(inputs) if n > 1 else None
             torch.manual_seed(asked.seed)
             while len(found) < n:
-                found += self._batch(asked, inputs, most, min(self.batch, n - len(found)))
+                rows = min(self.batch, n - len(found))
+                found += self._batch(asked, inputs, _for(rows, read), most, rows)
         return found
 
+    def _read(self, inputs: dict[str, Any]) -> Any:
+        """Return the cache of all but a prompt's last token; None where none can be repeated."""
+        hf = optional("transformers", "hf", "writing with a language model")
+        ids = inputs["input_ids"]
+        plain = isinstance(self.model, hf.PreTrainedModel) and "member_inputs" not in inputs
+        if ids.shape[1] < 2 or not plain:
+            return None
+        given = {"input_ids": ids[:, :-1], "attention_mask": inputs["attention_mask"][:, :-1]}
+        passed = self.model(**given, use_cache=True)
+        cache = getattr(passed, cache_name(self.model.forward), None)
+        return cache if hasattr(cache, "batch_repeat_interleave") else None
+
     def _batch(
-        self, asked: Asked, inputs: dict[str, Any], most: int, rows: int
+        self, asked: Asked, inputs: dict[str, Any], cache: Any, most: int, rows: int
     ) -> list[Completion]:
         hf = optional("transformers", "hf", "writing with a language model")
         from pluribus.decode.write import ends_of
@@ -148,9 +166,10 @@ class LocalModel:
         )
         length = inputs["input_ids"].shape[1]
         halt = [_Stopped(self.tokenizer, length, asked.stop)] if asked.stop else None
-        out = self.model.generate(
-            **_repeated(inputs, rows), generation_config=settings, stopping_criteria=halt
-        )
+        given = _repeated(inputs, rows)
+        if cache is not None:
+            given[cache_name(self.model.forward)] = cache
+        out = self.model.generate(**given, generation_config=settings, stopping_criteria=halt)
         new = out.sequences[:, length:]
         logits = out.logits if self.log_probs else ()
         return [
@@ -243,6 +262,16 @@ class _Stopped:
         written = self.tokenizer.batch_decode(ids[:, self.start :], skip_special_tokens=True)
         done = [cut(text, self.stop)[1] is not None for text in written]
         return torch.tensor(done, device=ids.device)
+
+
+def _for(rows: int, cache: Any) -> Any:
+    """Return a copy of a cache of one row with so many."""
+    if cache is None:
+        return None
+    made = copy.deepcopy(cache)
+    if rows > 1:
+        made.batch_repeat_interleave(rows)
+    return made
 
 
 def _repeated(inputs: dict[str, Any], rows: int) -> dict[str, Any]:

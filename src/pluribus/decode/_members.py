@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pluribus.core.errors import InputError
+from pluribus.core.renamed import cache_name
 from pluribus.core.shapes import Float, Int
 
 
@@ -85,8 +86,7 @@ def member_of(role: str, given: Any) -> Member:
     if plain and not wrapped:
         raise InputError(f"{role!r}: Unadapted takes a PEFT model, not {type(module).__name__}")
     takes = frozenset(inspect.signature(runs.forward).parameters)
-    cache = "cache" if "cache" in takes else "past_key_values"
-    return Member(module, runs, (not plain) if wrapped else None, takes, cache)
+    return Member(module, runs, (not plain) if wrapped else None, takes, cache_name(takes))
 
 
 def scored(member: Member) -> int:

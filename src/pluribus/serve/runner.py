@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pluribus.core.renamed import cache_name
 from pluribus.core.shapes import Float, Int
 from pluribus.serve import cache as kv
 from pluribus.serve.fusing import FusedRunner
@@ -87,7 +88,7 @@ class Runner:
     ) -> Float[Tensor, "b s v"]:
         """Return the logits of the last position, or of all, and add to the cache."""
         places = (seen.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        named = "cache" if "cache" in self._accepts else "past_key_values"
+        named = cache_name(self._accepts)
         given: dict[str, Any] = {
             "input_ids": ids,
             "attention_mask": seen,

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from pluribus.core.errors import InputError
 from pluribus.core.optional import optional
+from pluribus.core.renamed import cache_name
 from pluribus.core.shapes import Float, Int
 from pluribus.core.weights import Weights
 from pluribus.tasks.open_model import load
@@ -286,8 +287,7 @@ class CausalLM:
 
     @property
     def _cache(self) -> str:
-        """What the model calls its key-value cache: transformers renamed it."""
-        return "cache" if "cache" in self._accepts else "past_key_values"
+        return cache_name(self._accepts)
 
     @cached_property
     def _accepts(self) -> frozenset[str]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pluribus.core.errors import InputError, MismatchError
 from pluribus.core.optional import optional
+from pluribus.core.renamed import cache_name
 from pluribus.core.shapes import Float
 from pluribus.decode.hogwild.blocks import KVBlock
 from pluribus.decode.hogwild.rotation import Pairs, Rotation
@@ -66,7 +67,7 @@ class Reader:
         frequencies = _frequencies(model)
         self.device = next(iter(model.parameters())).device
         names = inspect.signature(model.forward).parameters
-        self._cache = "cache" if "cache" in names else "past_key_values"
+        self._cache = cache_name(names)
         self._last = {"logits_to_keep": 1} if "logits_to_keep" in names else {}
         self.rotation = self._found(frequencies)
 
