@@ -66,6 +66,7 @@ def _short(told: dict) -> dict:
     told["features"] = {name: round(value, 4) for name, value in told["features"].items()}
     told["loss"] = [round(value, 4) for value in told["loss"].values()]
     told |= {name: round(told[name], 4) for name in ("base", "rules")}
+    del told["test"], told["rules_test"]  # for the claim alone
     return told
 
 

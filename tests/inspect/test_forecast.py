@@ -199,11 +199,12 @@ class Zoo:
         }
 
     def expert_scores(self, split, limit):
-        assert split == "val"
         return {task: self.score(self.experts[task], task, split, limit) for task in "abc"}
 
     def score(self, state, task, split, limit):
-        return min(float(state["layers.1.w"]["abc".index(task)]), 1.0) / 2
+        assert (split, limit) in (("val", 10), ("test", 10))
+        power = {"val": 1, "test": 2}[split]
+        return min(float(state["layers.1.w"]["abc".index(task)]), 1.0) ** power / 2
 
 
 def test_losses_by_hand():
@@ -213,6 +214,8 @@ def test_losses_by_hand():
     assert found.loss["linear"] == pytest.approx(0.5)  # half of each expert
     assert found.loss["task_arithmetic(scale=0.3)"] == pytest.approx(0.7)
     assert found.loss["ties(density=1.0)"] == pytest.approx(0)
+    assert found.test["linear"] == pytest.approx(0.75)  # scored by squares
+    assert found.rules_test == pytest.approx(0)
     assert found.base == 1
     # Vectors at a right angle: lines, whose last block has 1/T + beta = 1 of the sum.
     assert found.rules == pytest.approx(0)

@@ -2,18 +2,20 @@
 
     loss(method, pool) = 1 - mean over the pool's tasks of score(merge, t) / score(expert_t, t)
 
-on the first `limit` validation inputs of each task, for every method of `CANDIDATES` at its fixed
-parameters. A pool is a zoo's base and some of its experts; which ones, a seed decides. Measured
-pools are kept in the cache folder one by one, so that a run that was ended goes on.
+on the first `limit` validation inputs of each task, and on so many test inputs, for every method of
+`CANDIDATES` at its fixed parameters. A pool is a zoo's base and some of its experts; which ones, a
+seed decides. Measured pools are kept in the cache folder one by one, so that a run that was ended
+goes on.
 """
 
 import hashlib
 import json
+import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pluribus.core.errors import InputError
 from pluribus.core.whole import whole_file
@@ -36,6 +38,8 @@ CANDIDATES = (
     "model_stock",
 )
 DENSITY = 0.2  # of the supports, as `inspect` takes them by default
+Split = Literal["val", "test"]
+SPLITS: tuple[Split, ...] = ("val", "test")
 OnPool = Callable[[str, int, int], None]
 
 
@@ -50,6 +54,8 @@ class Measured:
     loss: dict[str, float]  # by candidate; 0: as good as the specialists
     base: float  # loss of the base alone
     rules: float  # loss of what the rules of thumb would try
+    test: dict[str, float] = field(default_factory=dict)  # the same on test inputs
+    rules_test: float = math.nan
 
     @property
     def label(self) -> str:
@@ -65,7 +71,7 @@ class Bed:
     zoo: str
     settings: tuple[tuple[str, Any], ...] = ()
     sizes: tuple[int, ...] = (2, 2, 3, 4, 5, 6)  # experts of each pool
-    limit: int = 200  # validation inputs of each task
+    limit: int = 200  # validation inputs of each task, and test inputs
 
     def pools(self, tasks: Sequence[str], seed: int) -> list[tuple[str, ...]]:
         """Choose the pools: different ones, in the zoo's order of tasks."""
@@ -102,20 +108,31 @@ def measure_pool(
     seen = features(found.model, DENSITY)
     if seen is None:
         raise InputError(f"the experts of {', '.join(tasks)} do not differ from their base")
-    ceilings = zoo.expert_scores("val", limit)
+    ceilings = {split: zoo.expert_scores(split, limit) for split in SPLITS}
 
-    def loss(state: Any) -> float:
-        shares = [zoo.score(state, task, "val", limit) / ceilings[task] for task in tasks]
+    def loss(state: Any, split: Split) -> float:
+        shares = [zoo.score(state, task, split, limit) / ceilings[split][task] for task in tasks]
         return 1 - sum(shares) / len(shares)
 
-    def merged(method: str) -> float:
+    def merged(method: str) -> tuple[float, float]:
         weights = merge(pool, method, threads=1)
-        return loss({name: weights[name] for name in weights})
+        state = {name: weights[name] for name in weights}
+        return loss(state, "val"), loss(state, "test")
 
     losses = {method: merged(method) for method in methods}
     rules = advise(found.model, found.blocks, DENSITY).text
     ruled = losses[rules] if rules in losses else merged(rules)
-    return Measured(bed, zoo.seed, tuple(tasks), seen, losses, loss(zoo.base), ruled)
+    return Measured(
+        bed,
+        zoo.seed,
+        tuple(tasks),
+        seen,
+        {method: val for method, (val, _) in losses.items()},
+        loss(zoo.base, "val"),
+        ruled[0],
+        {method: test for method, (_, test) in losses.items()},
+        ruled[1],
+    )
 
 
 def measure_bed(bed: Bed, seed: int, on_pool: OnPool | None = None) -> list[Measured]:
@@ -155,7 +172,8 @@ def kept(bed: Bed, seed: int) -> list[Measured]:
 
     folder = cache_folder() / "calibration"
     told = [_read(path) for path in sorted(folder.glob(f"{bed.name}-{seed}-*.json"))]
-    found = [from_dict(one) for one in told if one and list(one["loss"]) == list(CANDIDATES)]
+    wanted = list(CANDIDATES)
+    found = [from_dict(one) for one in told if one and list(one.get("test") or ()) == wanted]
     return sorted(found, key=lambda one: (len(one.tasks), one.tasks))
 
 
@@ -167,6 +185,6 @@ def from_dict(told: dict[str, Any]) -> Measured:
 def _kept(bed: Bed, seed: int, tasks: Sequence[str]) -> Path:
     from pluribus.tasks.sets import cache_folder
 
-    key = repr((bed.zoo, bed.settings, seed, tasks, bed.limit, CANDIDATES, DENSITY))
+    key = repr((bed.zoo, bed.settings, seed, tasks, bed.limit, CANDIDATES, DENSITY, SPLITS))
     name = f"{bed.name}-{seed}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
     return cache_folder() / "calibration" / name
