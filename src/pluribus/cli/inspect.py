@@ -39,11 +39,20 @@ def inspect(
         float | None, typer.Option(help="Or the share of the squared norm in it.")
     ] = None,
     score: Annotated[
-        str | None, typer.Option(help="Tasks to score the lines between models on.")
+        str | None, typer.Option(help="Tasks to score merges and lines between models on.")
     ] = None,
     zoo: Annotated[
         str | None, typer.Option(help="The models are weights of this zoo; score on its tasks.")
     ] = None,
+    tries: Annotated[
+        int,
+        typer.Option(
+            "--try", help="Merge by so many methods, score them, and recommend the best.", min=0
+        ),
+    ] = 0,
+    lines: Annotated[
+        bool, typer.Option("--lines/--no-lines", help="Score the lines between models.")
+    ] = True,
     points: Annotated[int, typer.Option(help="Models on each line, ends included.", min=3)] = 5,
     limit: Annotated[int | None, typer.Option(help="Rows of each task.", min=1)] = None,
     texts: Annotated[
@@ -60,6 +69,7 @@ def inspect(
     """Measure norms, angles, sign conflicts and overlap of fine-tuned models, before a merge.
 
     Example: pluribus inspect base/ code/ prose/ --html report.html
+    Example: pluribus inspect base/ code/ prose/ --score gsm8k,sst2 --limit 50 --try 4 --no-lines
     """
     from pluribus import report
     from pluribus.core.errors import InputError
@@ -73,6 +83,8 @@ def inspect(
     if not models:
         raise InputError("name the base and at least one expert: pluribus inspect BASE EXPERTS...")
     check_page(html)
+    if tries and score is None and zoo is None:
+        raise InputError(f"--try {tries} needs a score: --score TASKS, or --zoo NAME")
     pool = Pool(base, models)
     more = _more(pool, score, zoo, limit, texts)
     with progress("inspecting", quiet) as bar:
@@ -86,7 +98,15 @@ def inspect(
             memory=size_of(memory),
             on_progress=bar,
         )
-    found = asked.completed(found, pool, points, **more, on_step=steps(quiet))
+    found = asked.completed(
+        found,
+        pool,
+        points if lines else 0,
+        tries=tries,
+        threads=threads,
+        **more,
+        on_step=steps(quiet),
+    )
     if html is not None:
         report.save(html, found.html())
     if as_json:

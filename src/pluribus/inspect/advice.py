@@ -4,7 +4,8 @@
 (`pluribus.inspect.forecast`): on zoos left out it did better than rules of thumb, and a choice by
 what is seen in a pool was not reliably better still (claim `recommendation`). Where nothing was
 measured that is like the pool, `advise` goes by the rules, written down here so that they can be
-argued with; a validation set decides better than either. In order:
+argued with. A few rows of one's own tasks decide better than either: `settled` takes what trials
+on the pool itself found (`pluribus.inspect.trial`). The rules, in order:
 
 1. An update longer than half of its base (`FAR`) is rarely a fine-tune of that base: settle that.
 2. One expert: nothing to reconcile, only how far to go (`task_arithmetic` with a scale).
@@ -35,6 +36,7 @@ from pluribus.report.terminal import number
 
 if TYPE_CHECKING:
     from pluribus.inspect.forecast import Forecast, Near
+    from pluribus.inspect.trial import Trials
 
 FAR = 0.5  # norm of the task vector over the base's
 ALIKE = 0.5  # cosine
@@ -65,10 +67,13 @@ class Advice:
     reasons: tuple[str, ...]
     expected: "tuple[Forecast, ...]" = ()
     near: "tuple[Near, ...]" = ()  # the measured pools that are most like this one
+    tried: bool = False  # on this pool, with a score
 
     @property
     def basis(self) -> str:
         """What the advice rests on, for people."""
+        if self.tried:
+            return "kept most of those tried on this pool"
         return "lost least on measured pools" if self.expected else "a rule of thumb"
 
     @property
@@ -76,6 +81,20 @@ class Advice:
         """The method as `merge` reads it, such as "ties(density=0.2)"."""
         told = ", ".join(f"{key}={value!r}" for key, value in self.parameters.items())
         return f"{self.method}({told})" if told else self.method
+
+
+def settled(advice: Advice, trials: "Trials") -> Advice:
+    """Return the advice that trials on the pool itself give."""
+    best, others = trials.best, trials.tried[1:]
+    method, parameters = parsed(best.method)
+    reasons = [
+        f"its merge keeps {best.kept:.1%} of what the best experts score on "
+        f"{listing(list(best.scores), 4)}"
+        + (f"; next is {others[0].method} with {others[0].kept:.1%}" if others else "")
+    ]
+    if best.method != advice.text:
+        reasons.append(f"without trials the advice was {advice.text}: {advice.reasons[0]}")
+    return replace(advice, method=method, parameters=parameters, reasons=(*reasons,), tried=True)
 
 
 DEPTH = ("lines",)  # methods that need numbered blocks

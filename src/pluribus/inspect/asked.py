@@ -1,6 +1,6 @@
 """What `pluribus inspect` asks of models beyond their weights: scores on tasks, and texts to run.
 
-score(weights) -> {task: score}       for `connectivity`
+score(weights) -> {task: score}       for `connectivity` and `trial`
 loaders, batches                      for `similarity`
 """
 
@@ -23,12 +23,21 @@ def completed(
     pool: Pool,
     points: int,
     score: Callable[[Weights], Any] | None = None,
+    tries: int = 0,
     models: Mapping[str, Any] | None = None,
     inputs: Sequence[Any] | None = None,
+    threads: int | None = None,
     on_step: Callable[[str, int, int], None] | None = None,
 ) -> Inspection:
-    """Return an inspection with the lines and the similarity that were asked for."""
-    if score is not None:
+    """Return an inspection with the lines, the trials and the similarity that were asked for."""
+    if score is not None and tries:
+        from pluribus.inspect.trial import methods_to_try, trials
+
+        expected = [one.method for one in found.advice.expected]
+        methods = methods_to_try(expected, found.advice.text, tries)
+        tried = trials(pool, methods, score, threads=threads, on_step=on_step)
+        found = replace(found, trials=tried)
+    if score is not None and points:
         from pluribus.inspect.connectivity import connectivity
 
         walked = connectivity(pool, score, points=points, on_step=on_step)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pluribus.inspect.connectivity import Connectivity
     from pluribus.inspect.similarity import Similarity
     from pluribus.inspect.spectra import Spectra
+    from pluribus.inspect.trial import Trials
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Inspection:
     spectra: "Spectra | None" = None
     connectivity: "Connectivity | None" = None
     similarity: "Similarity | None" = None
+    trials: "Trials | None" = None
 
     @cached_property
     def model(self) -> Tally:
@@ -94,7 +96,8 @@ class Inspection:
     @cached_property
     def advice(self) -> advice.Advice:
         """The method to try first, and why."""
-        return advice.recommend(self.model, self.blocks, self.density)
+        found = advice.recommend(self.model, self.blocks, self.density)
+        return found if self.trials is None else advice.settled(found, self.trials)
 
     def _sum(self, names: list[str]) -> Tally:
         total = Tally.none(len(self.experts))
@@ -135,12 +138,13 @@ class Inspection:
             "spectra": self.spectra and plain(self.spectra.to_dict()),
             "connectivity": self.connectivity and plain(self.connectivity.to_dict()),
             "similarity": self.similarity and plain(self.similarity.to_dict()),
+            "trials": self.trials and plain(self.trials.to_dict()),
             "warnings": list(self.warnings),
             "recommendation": {
                 "method": self.advice.method,
                 "parameters": self.advice.parameters,
                 "reasons": list(self.advice.reasons),
-                "rule_of_thumb": not self.advice.expected,
+                "rule_of_thumb": not (self.advice.expected or self.advice.tried),
                 "expected": [
                     {"method": one.method, "loss": one.loss, "spread": one.spread}
                     for one in self.advice.expected
@@ -201,6 +205,7 @@ def inspect(
     energy: float | None = None,
     score: "Callable[[Any], float | Mapping[str, float]] | None" = None,
     points: int = 5,
+    tries: int = 0,
     models: Mapping[str, Any] | None = None,
     inputs: Sequence[Any] | None = None,
     threads: int | None = None,
@@ -215,7 +220,9 @@ def inspect(
     without a base, MismatchError if the models do not fit, NonFiniteError for NaN.
 
     On request: subspaces of `rank` dimensions or of a share `energy` (see `spectra`); `points` on
-    every line between two models by `score(weights)`, higher being better (see `connectivity`);
+    every line between two models by `score(weights)`, higher being better (see `connectivity`;
+    0 walks none); merges by the `tries` methods that are forecast to lose least, scored the same
+    way, of which the best is recommended (see `trial`);
     the similarity of the blocks of `models` (modules or functions that load them, by name) on
     batches of `inputs` (see `similarity`).
     """
@@ -223,6 +230,8 @@ def inspect(
         raise InputError("inspect compares experts with their base; give the base as well")
     if (models is None) != (inputs is None):
         raise InputError("give models and inputs, or neither: similarity needs both")
+    if tries and score is None:
+        raise InputError(f"{tries} methods to try, and no score to tell which is best; give one")
     began = time.perf_counter()
     survey = Survey(density=density, mask_lambda=mask_lambda)
     plan, tallies, read = measure(
@@ -258,5 +267,5 @@ def inspect(
     if score is not None or models is not None:
         from pluribus.inspect.asked import completed
 
-        found = completed(found, pool, points, score, models, inputs, on_step)
+        found = completed(found, pool, points, score, tries, models, inputs, threads, on_step)
     return replace(found, seconds=time.perf_counter() - began)

@@ -64,6 +64,8 @@ def terminal(found: Inspection) -> str:
         parts.append(aligned(*sums("kind", found.kinds, found)))
     parts += more.texts(found, more.short(found.experts))
     parts += [f"warning: {clean(note)}" for note in found.warnings]
+    if found.trials is not None:
+        parts.append(more.tried(found.trials))
     why = "\n".join(f"  - {reason}" for reason in found.advice.reasons)
     parts.append(f"first to try ({found.advice.basis}): {found.advice.text}\n{why}")
     return "\n\n".join(parts)

@@ -1,12 +1,16 @@
 """The parts of an inspection that not every run has, as text and as sections of a page."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pluribus.inspect.inspection import Inspection
 from pluribus.inspect.tally import Tally, pairs
 from pluribus.report import aligned, bars, beside, heatmap, lines, notes, section, table
+
+if TYPE_CHECKING:
+    from pluribus.inspect.trial import Trials
 
 _EXPECTED = {"expected loss": ".1%", "±": ".1%", "distance": ".2f", "its loss": ".1%"}
 _SPECTRA = {
@@ -18,8 +22,11 @@ _SPECTRA = {
 def first_to_try(found: Inspection) -> str:
     """Return the section with the advice: method, reasons, forecasts, similar pools, warnings."""
     advice = found.advice
-    parts = [f"{advice.text} — {advice.basis}; a validation set decides better."]
+    doubt = "" if advice.tried else "; a few rows of your own tasks decide better (--try)"
+    parts = [f"{advice.text} — {advice.basis}{doubt}."]
     parts += [notes(advice.reasons)]
+    if found.trials is not None:
+        parts.append(_trials(found.trials))
     if advice.expected:
         losses = {one.method: one.loss for one in advice.expected}
         spread = {one.method: one.spread for one in advice.expected}
@@ -37,6 +44,24 @@ def first_to_try(found: Inspection) -> str:
     if found.warnings:
         parts.append(notes(found.warnings, warning=True))
     return section("First to try", *parts)
+
+
+def _trials(trials: "Trials") -> str:
+    rows = [[one.method, one.kept, *one.scores.values()] for one in trials.tried]
+    rows.append(["best expert of each", 1.0, *trials.ceilings.values()])
+    head = ["tried", "kept", *trials.ceilings]
+    return table(head, rows, {"kept": ".1%", **dict.fromkeys(trials.ceilings, ".3f")})
+
+
+def tried(trials: "Trials") -> str:
+    """Return the trials for a terminal."""
+    rows = [[one.method, f"{one.kept:.1%}", *_scores(one.scores)] for one in trials.tried]
+    rows.append(["best expert of each", "", *_scores(trials.ceilings)])
+    return aligned(["tried", "kept", *trials.ceilings], rows)
+
+
+def _scores(scores: Mapping[str, float]) -> list[str]:
+    return [f"{value:.3f}" for value in scores.values()]
 
 
 def atlas(found: Inspection, labels: list[str]) -> list[str]:
