@@ -182,6 +182,32 @@ def test_lines_on_named_tasks(tmp_path, monkeypatch):
         assert point["scores"] == {"sst2": report.score}
 
 
+def test_trials_of_language_models(tmp_path, monkeypatch):
+    """A merge in memory finds the base's configuration and tokenizer, and scores as if saved."""
+    pytest.importorskip("transformers")
+    from pluribus import Pool, merge
+    from pluribus.tasks import named, texts
+    from pluribus.tasks.evaluate import evaluate
+    from pluribus.tasks.language import CausalLM
+
+    monkeypatch.setenv("PLURIBUS_DATA", str(tmp_path))
+    rows = [
+        {"text": f"the number {i % 10} is here", "label": ["negative", "positive"][i % 2],
+         "split": "train" if i < 4 else "test"}
+        for i in range(20)
+    ]  # fmt: skip
+    texts.write(tmp_path / "text" / "sst2.jsonl.gz", rows)
+    folders = language_models(tmp_path)
+    words = ["--score", "sst2", "--limit", "8", "--try", "2", "--no-lines", "--json"]
+    told = json.loads(run(*folders, *words).stdout)["trials"]["tried"]
+    assert len(told) == 2
+    for one in told:
+        out = tmp_path / one["method"].partition("(")[0]
+        merge(Pool(folders[0], folders[1:]), one["method"], out)
+        report = evaluate(CausalLM.open(out), named.get("sst2"), limit=8)
+        assert one["scores"] == {"sst2": report.score}
+
+
 def test_texts_run_through_language_models(tmp_path):
     pytest.importorskip("transformers")
     folders = language_models(tmp_path)
