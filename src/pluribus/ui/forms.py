@@ -67,6 +67,14 @@ FORMS: tuple[Form, ...] = (
             Field(
                 name="density", label="Density", kind="number", option="--density", default="0.2"
             ),
+            Field(
+                name="score",
+                label="Tasks to score on",
+                option="--score",
+                hint="language models; sst2,trec",
+            ),
+            Field(name="tries", label="Methods to try", kind="number", option="--try"),
+            Field(name="limit", label="Examples a task", kind="number", option="--limit"),
         ),
         outputs=(PAGE,),
         cards=("merge", "tune", "compress", "inspect", "interpolate"),
