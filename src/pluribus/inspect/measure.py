@@ -65,26 +65,17 @@ class Survey:
             {"support": _Added(of=self._support)},
         ]
 
-    def _whole(self, base: np.ndarray, experts: np.ndarray) -> tuple[np.ndarray, ...]:
+    def _whole(self, base: np.ndarray, experts: np.ndarray, *, at: At) -> tuple[np.ndarray, ...]:
         from pluribus.kernels.inspect import survey
 
-        t = experts.shape[0]
-        sums, counts = np.zeros(1 + t + t * t), np.zeros(2 * t + 6, np.int64)
-        both, opposed = np.zeros((t, t), np.int64), np.zeros((t, t), np.int64)
-        survey(base, experts, base.dtype.type(self.mask_lambda), sums, counts, both, opposed)
-        return sums, counts, both, opposed
+        return survey(self, base, experts, at=at)
 
     def _support(
         self, base: np.ndarray, experts: np.ndarray, *, at: At, trim: Selection
     ) -> tuple[np.ndarray, ...]:
         from pluribus.kernels.inspect import supports
 
-        t = experts.shape[0]
-        sums, counts = np.zeros(t), np.zeros(t + 3, np.int64)
-        both, opposed = np.zeros((t, t), np.int64), np.zeros((t, t), np.int64)
-        cut, spare = trim.cut().astype(base.dtype), trim.spare(at).astype(np.int64)
-        supports(base, experts, cut, spare, sums, counts, both, opposed)
-        return sums, counts, both, opposed
+        return supports(self, base, experts, at=at, trim=trim)
 
 
 class _Nowhere:

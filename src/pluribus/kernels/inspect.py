@@ -1,7 +1,8 @@
 """What `inspect` counts in a block: signs and masks as bits, pairs of experts by population count.
 
 Chunks stay in the first cache. A chunk's flags are written as bytes, packed into words of 64 bits,
-and every pair of experts then costs a few operations for 64 coordinates.
+and every pair of experts then costs a few operations for 64 coordinates. Blocks are float32 or
+float64, or the bit patterns of bfloat16, which are widened as they are loaded.
 """
 
 from functools import partial
@@ -11,7 +12,9 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
-from pluribus.kernels.chunks import jit
+from pluribus.core.merger import At
+from pluribus.core.order import Selection
+from pluribus.kernels.chunks import jit, load, wide
 
 sums = partial(jit, fastmath={"reassoc", "contract"})
 CHUNK = 2048
@@ -138,20 +141,21 @@ def _add(x, total):
 @jit
 def _minus(x, base, tau):
     """Fill a chunk with the difference of two runs of at most its length, and zeros beyond."""
-    for i in range(x.size):
-        tau[i] = x[i] - base[i]
+    for i in range(base.size):
+        tau[i] = wide(x[i]) - base[i]
     tau[x.size :] = 0
 
 
 @jit
-def _differences(base, experts, start, tau):
-    """Fill `tau` (t, CHUNK) with one chunk of task vectors; return that chunk of the base."""
+def _differences(base, experts, start, row, tau):
+    """Fill `tau` (t, CHUNK) with one chunk of task vectors, `row` with the base's; return that."""
     t, n = experts.shape
     stop = min(start + CHUNK, n)
-    row = base[start:stop]
+    own = row[: stop - start]
+    load(base[start:stop], own)
     for j in range(t):
-        _minus(experts[j, start:stop], row, tau[j])
-    return row
+        _minus(experts[j, start:stop], own, tau[j])
+    return own
 
 
 @jit
@@ -180,22 +184,23 @@ def _trim(x, cut, spare):
 
 
 @jit
-def survey(base, experts, mask_lambda, sums, counts, both, opposed):
+def _survey(base, experts, mask_lambda, sums, counts, both, opposed):
     """Measure all of a block that needs no fold before it.
 
     `sums` (1 + t + t t): squared norm of the base, L1 norms, inner products of the task vectors;
     `counts` (t + 3 + t + 3): non-zero elements, `some` of `_signs`, sizes and classes of `_masks`.
     """
     t, n = experts.shape
-    tau = np.empty((t, CHUNK), base.dtype)
-    total = np.empty(CHUNK, base.dtype)
+    row = np.empty(CHUNK, mask_lambda.dtype)
+    tau = np.empty((t, CHUNK), mask_lambda.dtype)
+    total = np.empty(CHUNK, mask_lambda.dtype)
     flags = np.empty(CHUNK, np.uint8)
     plus = np.empty((t, WORDS), np.uint64)
     minus = np.empty((t, WORDS), np.uint64)
     masks = np.empty((t, WORDS), np.uint64)
     for start in range(0, n, CHUNK):
-        row = _differences(base, experts, start, tau)
-        sums[0] += _dot(row, row)
+        own = _differences(base, experts, start, row, tau)
+        sums[0] += _dot(own, own)
         total[:] = 0
         for j in range(t):
             sums[1 + j] += _size(tau[j])
@@ -204,7 +209,7 @@ def survey(base, experts, mask_lambda, sums, counts, both, opposed):
             _add(tau[j], total)
             _flag_signs(tau[j], flags, plus[j], minus[j])
         for j in range(t):
-            _flag_mask(tau[j], total, mask_lambda, flags, masks[j])
+            _flag_mask(tau[j], total, mask_lambda[0], flags, masks[j])
         _signs(plus, minus, counts[:t], both, opposed, counts[t : t + 3])
         _masks(masks, counts[t + 3 : 2 * t + 3], counts[2 * t + 3 :])
     for j in range(t):
@@ -213,21 +218,53 @@ def survey(base, experts, mask_lambda, sums, counts, both, opposed):
 
 
 @jit
-def supports(base, experts, cut, spare, sums, counts, both, opposed):
+def _supports(base, experts, cut, spare, sums, counts, both, opposed):
     """Measure the largest elements: those above `cut` (t,), and `spare` (t,) of those equal to it.
 
     `sums` (t,): their squared norms; `counts` (t + 3): sizes and `some` of `_signs`. Zeros are in
     no support. Uses up `spare`.
     """
     t, n = experts.shape
-    tau = np.empty((t, CHUNK), base.dtype)
+    row = np.empty(CHUNK, cut.dtype)
+    tau = np.empty((t, CHUNK), cut.dtype)
     flags = np.empty(CHUNK, np.uint8)
     plus = np.empty((t, WORDS), np.uint64)
     minus = np.empty((t, WORDS), np.uint64)
     for start in range(0, n, CHUNK):
-        _differences(base, experts, start, tau)
+        _differences(base, experts, start, row, tau)
         for j in range(t):
             spare[j] = _trim(tau[j], cut[j], spare[j])
             sums[j] += _dot(tau[j], tau[j])
             _flag_signs(tau[j], flags, plus[j], minus[j])
         _signs(plus, minus, counts[:t], both, opposed, counts[t:])
+
+
+def survey(method: Any, base: np.ndarray, experts: np.ndarray, **_: Any) -> tuple[np.ndarray, ...]:
+    """Return sums, counts, both and opposed of a block: see `_survey`."""
+    t = experts.shape[0]
+    made = np.zeros(1 + t + t * t), np.zeros(2 * t + 6, np.int64), *_pairs(t)
+    _survey(base, experts, np.array([method.mask_lambda], _working(base)), *made)
+    return made
+
+
+def supports(
+    method: Any, base: np.ndarray, experts: np.ndarray, *, at: At, trim: Selection, **_: Any
+) -> tuple[np.ndarray, ...]:
+    """Return sums, counts, both and opposed of a block's largest elements: see `_supports`."""
+    del method
+    t = experts.shape[0]
+    made = np.zeros(t), np.zeros(t + 3, np.int64), *_pairs(t)
+    cut, spare = trim.cut().astype(_working(base)), trim.spare(at).astype(np.int64)
+    _supports(base, experts, cut, spare, *made)
+    return made
+
+
+def _pairs(t: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.zeros((t, t), np.int64), np.zeros((t, t), np.int64)
+
+
+def _working(base: np.ndarray) -> Any:
+    return np.float32 if base.dtype == np.uint16 else base.dtype
+
+
+values = {"whole": survey, "support": supports}
