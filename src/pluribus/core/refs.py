@@ -52,7 +52,7 @@ class ModelRef(BaseModel):
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"]))
             why = f"{place}: {first['msg']}" if place else "it is none of these"
-            raise InputError(f"{what!r} is not a model: {EXPECTED} ({why})") from None
+            raise InputError(f"{_brief(what)} is not a model: {EXPECTED} ({why})") from None
 
     @model_validator(mode="before")
     @classmethod
@@ -75,3 +75,11 @@ class ModelRef(BaseModel):
 
     def __str__(self) -> str:
         return f"{self.model}+{self.lora}" if self.lora else str(self.model)
+
+
+def _brief(what: Any) -> str:
+    """Say what something is: a tensor by its shape, anything else cut short."""
+    if hasattr(what, "shape"):
+        return f"{type(what).__name__} of shape {list(what.shape)}"
+    told = repr(what)
+    return told if len(told) <= 200 else f"{told[:200]}..."
