@@ -182,9 +182,8 @@ class CausalLM:
         ids, seen = _padded([q.shared for q in asked], left=True, device=device)
         longest = max(len(rest) for q in asked for rest in q.rests)
         out = self._run(ids, seen, use_cache=longest > 1, last=True)
-        first = out.logits[:, -1].float().log_softmax(-1)  # (b, vocabulary)
         heads = torch.tensor([[rest[0] for rest in q.rests] for q in asked], device=device)
-        totals = first.gather(1, heads)  # (b, v)
+        totals = _likely(out.logits[:, -1], heads)  # (b, v)
         if longest > 1:
             totals += self._rest(asked, seen, getattr(out, self._cache, None))
         counts = torch.tensor([[len(rest) for rest in q.rests] for q in asked], device=device)
@@ -195,15 +194,13 @@ class CausalLM:
     ) -> Float[Tensor, "b v"]:
         """Return the log-likelihood of every choice's tokens after its first."""
         b, length = seen.shape
-        choices = len(asked[0].rests)
-        longest = max(len(rest) for q in asked for rest in q.rests) - 1
-        at_once = max(1, 2 * self.batch_tokens // (b * (length + longest)))
-        totals = torch.zeros(b, choices, device=seen.device)
-        for low in range(0, choices, at_once):
-            rests = [q.rests[low : low + at_once] for q in asked]
-            width = len(rests[0])
-            if max(len(rest) for row in rests for rest in row) == 1:
-                continue
+        totals = torch.zeros(b, len(asked[0].rests), device=seen.device)
+        longest = [max(map(len, rests)) for rests in zip(*(q.rests for q in asked), strict=True)]
+        further = [i for i, count in enumerate(longest) if count > 1]
+        sizes = [length + longest[i] - 1 for i in further]
+        for batch in _batches(sizes, 2 * self.batch_tokens // b):  # of choices of like length
+            chosen = [further[i] for i in batch]
+            rests, width = [[q.rests[i] for i in chosen] for q in asked], len(chosen)
             flat = [rest for row in rests for rest in row]  # (b * width) token lists
             ids, own = _padded([rest[:-1] for rest in flat], left=False, device=seen.device)
             wanted, _ = _padded([rest[1:] for rest in flat], left=False, device=seen.device)
@@ -219,8 +216,8 @@ class CausalLM:
                 start, _ = _padded(shared, left=True, device=seen.device)
                 out = self._run(torch.cat((start, ids), 1), torch.cat((before, own), 1))
                 logits = out.logits[:, length:]
-            likely = logits.float().log_softmax(-1).gather(2, wanted[..., None])[..., 0]
-            totals[:, low : low + width] = (likely * own).sum(1).view(b, width)
+            likely = _likely(logits, wanted[..., None])[..., 0]
+            totals[:, chosen] = (likely * own).sum(1).view(b, width)
         return totals
 
     # -- writing -----------------------------------------------------------------------------------
@@ -324,6 +321,12 @@ class _Stopped:
         written = self.tokenizer.batch_decode(ids[:, self.start :], skip_special_tokens=True)
         done = [_before(text, self.stop) != text.lstrip("\n ") for text in written]
         return torch.tensor(done, device=ids.device)
+
+
+def _likely(logits: Tensor, wanted: Tensor) -> Tensor:
+    """Return log-likelihoods of some tokens, without an array of those of all."""
+    logits = logits.float()
+    return logits.gather(-1, wanted) - logits.logsumexp(-1, keepdim=True)
 
 
 def _before(text: str, stop: Sequence[str]) -> str:
