@@ -10,6 +10,7 @@ versions, and how far the log-likelihoods of all answers are apart, which must b
 """
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -78,8 +79,8 @@ print(json.dumps({"seconds": seconds, "peak_mb": peak, "scores": scores, "versio
 """
 
 
-def written(folder: Path, name: str, limit: int) -> dict[str, int]:
-    """Write a task's rows and its file for the harness; return its sizes."""
+def written(folder: Path, name: str, shots: int, limit: int) -> dict[str, int]:
+    """Write a task's rows, behind worked examples, and its file for the harness; return sizes."""
     from pluribus.tasks import named
     from pluribus.tasks.task import sample
 
@@ -88,10 +89,16 @@ def written(folder: Path, name: str, limit: int) -> dict[str, int]:
     examples = task.load()
     rows = sample(examples.test, limit, 0, "test")
     choices = task.prompt.choices(examples.classes)
+    before = task.prompt.before(sample(examples.train, shots, 0, "shots"), examples.classes)
+    name = f"{name}_{shots}"
     data = folder / f"{name}.jsonl"
     with data.open("w") as file:
         for row in rows:
-            told = {"question": task.prompt.ask(row), "choices": choices, "label": row.target}
+            told = {
+                "question": before + task.prompt.ask(row),
+                "choices": choices,
+                "label": row.target,
+            }
             file.write(json.dumps(told) + "\n")
     (folder / f"{name}.yaml").write_text(TASK.format(name=name, data=data))
     return {"questions": len(rows), "answers": len(choices)}
@@ -137,6 +144,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     arguments.add_argument("model", help="a folder that transformers loads")
     arguments.add_argument("--tasks", nargs="+", default=["sst2", "trec", "banking77"])
+    arguments.add_argument("--shots", type=int, nargs="+", default=[0, 5], help="worked examples")
     arguments.add_argument("--limit", type=int, default=40, help="questions of each task")
     arguments.add_argument("--batch", type=int, default=8, help="of the harness")
     arguments.add_argument("--repeats", type=int, default=3)
@@ -146,18 +154,19 @@ def main() -> None:
     python = os.environ.get("LM_EVAL_PYTHON")
     if not python:
         raise SystemExit("set LM_EVAL_PYTHON to a Python that has lm-eval")
-    result: dict[str, Any] = {"questions": {}, "repeats": given.repeats, "threads": given.threads}
+    result: dict[str, Any] = {"rows": [], "repeats": given.repeats, "threads": given.threads}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        for name in given.tasks:
-            sizes = written(folder, name, given.limit)
+        for task, shots in itertools.product(given.tasks, given.shots):
+            sizes = written(folder, task, shots, given.limit)
             theirs, ours = [], []
             for repeat in range(given.repeats):
-                common = (given.model, folder, name, given.batch, given.threads)
+                common = (given.model, folder, f"{task}_{shots}", given.batch, given.threads)
                 theirs.append(run(python, THEIRS, *common))
                 ours.append(run(sys.executable, OURS, *common))
-                print(f"{name}: repeat {repeat + 1}", file=sys.stderr, flush=True)
-            result["questions"][name] = sizes | compared(theirs, ours)
+                print(f"{task}, {shots} shots: repeat {repeat + 1}", file=sys.stderr, flush=True)
+            told = {"task": task, "shots": shots, **sizes, **compared(theirs, ours)}
+            result["rows"].append(told)
             result["versions"] = {"lm_eval": theirs[0]["versions"], "pluribus": ours[0]["versions"]}
     print(json.dumps(result, indent=1))
     if given.out:

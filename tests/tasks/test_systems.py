@@ -1,5 +1,6 @@
 """Language models, classifiers and zoos as systems, against slow and obvious versions."""
 
+import inspect
 import math
 import sys
 from pathlib import Path
@@ -93,6 +94,72 @@ def test_a_model_without_a_cache_scores_the_same(model, tokenizer):
     ours, _ = lm(model, tokenizer).choice_scores(QUESTIONS, CHOICES)
     theirs, _ = lm(Plain(), tokenizer).choice_scores(QUESTIONS, CHOICES)
     torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=0)
+
+
+SHOTS = "".join(f"{question} positive\n" for question in QUESTIONS)
+
+
+def counted(model, monkeypatch):
+    """Return a list that is told the shape of what every pass of a model reads."""
+    read = []
+    forward = model.forward
+
+    def seen(input_ids=None, **given):
+        read.append(tuple(input_ids.shape))
+        return forward(input_ids=input_ids, **given)
+
+    seen.__signature__ = inspect.signature(forward)
+    monkeypatch.setattr(model, "forward", seen)
+    return read
+
+
+@pytest.mark.parametrize("budget", [60, 4096])
+def test_worked_examples_are_read_once(model, tokenizer, budget, monkeypatch):
+    """Scores are those of whole texts, and nobody reads the examples again."""
+    asked = [SHOTS + question for question in QUESTIONS]
+    wanted = [[slowly(model, tokenizer, q, c) for c in CHOICES] for q in asked]
+    read = counted(model, monkeypatch)
+    scores, _ = lm(model, tokenizer, batch_tokens=budget).choice_scores(asked, CHOICES)
+    torch.testing.assert_close(scores, torch.tensor(wanted), atol=1e-4, rtol=0)
+    examples = len(tokenizer(SHOTS)["input_ids"])
+    assert read[0][0] == 1
+    assert read[0][1] >= examples - 1
+    longest = max(len(tokenizer(q + c)["input_ids"]) for q in QUESTIONS for c in CHOICES)
+    assert all(length <= longest for _, length in read[1:])
+
+
+def test_writing_behind_worked_examples_is_the_same(model, tokenizer, monkeypatch):
+    asked = [SHOTS + question for question in QUESTIONS]
+    with monkeypatch.context() as apart:
+        apart.setattr("pluribus.tasks.language.LEAST", 1 << 30)
+        wanted = lm(model, tokenizer).write(asked, 8, ("\n",))
+    read = counted(model, monkeypatch)
+    assert lm(model, tokenizer).write(asked, 8, ("\n",)) == wanted
+    assert len({*wanted[0]}) > 1
+    assert read[0][0] == 1
+    assert all(length < read[0][1] for _, length in read[1:])
+
+
+def test_a_beginning_is_read_apart_only_where_a_cache_can_stand_for_it(model, tokenizer):
+    from transformers import MistralConfig, MistralForCausalLM
+
+    from pluribus.core import beginning
+
+    rows = [[1, 2, 3, 4], [1, 2, 3], [1, 2, 3, 9, 9]]
+    assert beginning.common(rows) == 2  # one token of each is left
+    assert beginning.common([[5], [5, 6]]) == 0
+    ids = torch.tensor([[1, 2, 3, 4, 5, 6]])
+    kept = beginning.read(model, ids)
+    twice = beginning.repeated(kept, 2)
+    assert kept.get_seq_length() == twice.get_seq_length() == 6
+    assert kept.layers[0].keys.shape[0] == 1
+    assert twice.layers[0].keys.shape[0] == 2
+    windowed = MistralForCausalLM(
+        MistralConfig(vocab_size=50, hidden_size=16, intermediate_size=16, num_hidden_layers=2,
+                      num_attention_heads=2, num_key_value_heads=1, sliding_window=4)
+    ).eval()  # fmt: skip
+    assert beginning.read(windowed, ids) is None
+    assert beginning.read(torch.nn.Linear(2, 2), ids) is None
 
 
 def test_choices_that_merge_with_the_question_are_tokenised_together(model, tokenizer):

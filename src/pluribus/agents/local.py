@@ -8,12 +8,12 @@ tokenised at once. (The templates' own `continue_final_message` gives the same t
 blank line that a step ends with where a template trims messages.)
 """
 
-import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pluribus.agents._messages import Asked, cut, messages, plain
+from pluribus.core import beginning
 from pluribus.core.errors import InputError, MissingError
 from pluribus.core.optional import optional
 from pluribus.core.renamed import cache_name
@@ -130,20 +130,16 @@ class LocalModel:
             torch.manual_seed(asked.seed)
             while len(found) < n:
                 rows = min(self.batch, n - len(found))
-                found += self._batch(asked, inputs, _for(rows, read), most, rows)
+                cache = None if read is None else beginning.repeated(read, rows)
+                found += self._batch(asked, inputs, cache, most, rows)
         return found
 
     def _read(self, inputs: dict[str, Any]) -> Any:
         """Return the cache of all but a prompt's last token; None where none can be repeated."""
-        hf = optional("transformers", "hf", "writing with a language model")
         ids = inputs["input_ids"]
-        plain = isinstance(self.model, hf.PreTrainedModel) and "member_inputs" not in inputs
-        if ids.shape[1] < 2 or not plain:
+        if ids.shape[1] < 2 or "member_inputs" in inputs:
             return None
-        given = {"input_ids": ids[:, :-1], "attention_mask": inputs["attention_mask"][:, :-1]}
-        passed = self.model(**given, use_cache=True)
-        cache = getattr(passed, cache_name(self.model.forward), None)
-        return cache if hasattr(cache, "batch_repeat_interleave") else None
+        return beginning.read(self.model, ids[:, :-1])
 
     def _batch(
         self, asked: Asked, inputs: dict[str, Any], cache: Any, most: int, rows: int
@@ -262,16 +258,6 @@ class _Stopped:
         written = self.tokenizer.batch_decode(ids[:, self.start :], skip_special_tokens=True)
         done = [cut(text, self.stop)[1] is not None for text in written]
         return torch.tensor(done, device=ids.device)
-
-
-def _for(rows: int, cache: Any) -> Any:
-    """Return a copy of a cache of one row with so many."""
-    if cache is None:
-        return None
-    made = copy.deepcopy(cache)
-    if rows > 1:
-        made.batch_repeat_interleave(rows)
-    return made
 
 
 def _repeated(inputs: dict[str, Any], rows: int) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pluribus.core import beginning
 from pluribus.core.errors import InputError
 from pluribus.core.optional import optional
 from pluribus.core.renamed import cache_name
@@ -30,6 +31,7 @@ from pluribus.tasks.systems import Asked, OnStep, Predictions, check_scores, dig
 from pluribus.tasks.task import sample
 
 BATCH_TOKENS = 4096  # of one forward pass, padding included
+LEAST = 16  # tokens that rows must share to read them apart
 
 
 class Question(NamedTuple):
@@ -37,6 +39,29 @@ class Question(NamedTuple):
 
     shared: list[int]
     rests: list[list[int]]
+
+
+class Opening(NamedTuple):
+    """What all rows begin with, and the cache of it; nothing and None where they share none."""
+
+    tokens: list[int]
+    cache: Any
+
+    def before(
+        self, rows: Sequence[Sequence[int]], device: torch.device, whole: bool = False
+    ) -> tuple[Int[Tensor, "b s"], Int[Tensor, "b t"], Any]:
+        """Return rows padded behind the opening, the mask of all, and the opening's cache for each.
+
+        The ids are those behind the opening, or with `whole` all.
+        """
+        count = len(self.tokens)
+        ids, seen = _padded([row[count:] for row in rows], left=True, device=device)
+        if self.cache is None:
+            return ids, seen, None
+        first = torch.tensor([self.tokens], device=device).expand(len(rows), -1)
+        seen = torch.cat((torch.ones_like(first), seen), 1)
+        ids = torch.cat((first, ids), 1) if whole else ids
+        return ids, seen, beginning.repeated(self.cache, len(rows))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,9 +177,10 @@ class CausalLM:
                 asked[i] = Question(shared[over:] or shared[-1:], rests)
                 cut += 1
         scores = torch.empty(len(asked), len(choices))
+        opening = self._opening([q.shared for q in asked])
         done = 0
         for rows in _batches([len(q.shared) for q in asked], self.batch_tokens):
-            scores[rows] = self._score([asked[i] for i in rows])
+            scores[rows] = self._score([asked[i] for i in rows], opening)
             done += len(rows)
             if told is not None:
                 told(done)
@@ -177,11 +203,20 @@ class CausalLM:
             )
         return Question(whole[0][:shared], [tokens[shared:] for tokens in whole])
 
-    def _score(self, asked: list[Question]) -> Float[Tensor, "b v"]:
+    def _opening(self, rows: Sequence[Sequence[int]]) -> Opening:
+        """Read once what all rows begin with, such as worked examples."""
+        count = beginning.common(rows) if len(rows) > 1 else 0
+        if count < LEAST:
+            return Opening([], None)
+        ids = torch.tensor([rows[0][:count]], device=self._device)
+        cache = beginning.read(self.model, ids)
+        return Opening([], None) if cache is None else Opening(list(rows[0][:count]), cache)
+
+    def _score(self, asked: list[Question], opening: Opening) -> Float[Tensor, "b v"]:
         device = self._device
-        ids, seen = _padded([q.shared for q in asked], left=True, device=device)
+        ids, seen, cache = opening.before([q.shared for q in asked], device)
         longest = max(len(rest) for q in asked for rest in q.rests)
-        out = self._run(ids, seen, use_cache=longest > 1, last=True)
+        out = self._run(ids, seen, use_cache=longest > 1, last=True, cache=cache)
         heads = torch.tensor([[rest[0] for rest in q.rests] for q in asked], device=device)
         totals = _likely(out.logits[:, -1], heads)  # (b, v)
         if longest > 1:
@@ -252,16 +287,18 @@ class CausalLM:
             pad_token_id=0 if first is None else first,
         )
         answers = [""] * len(encoded)
+        opening = self._opening(encoded)
         done = 0
         model: Any = self.model
         for rows in _batches([len(tokens) + most for tokens in encoded], self.batch_tokens):
-            ids, seen = _padded([encoded[i] for i in rows], left=True, device=self._device)
+            ids, seen, cache = opening.before([encoded[i] for i in rows], self._device, whole=True)
             halt = [_Stopped(self.tokenizer, ids.shape[1], stop)] if stop else None
             made = model.generate(
                 input_ids=ids,
                 attention_mask=seen,
                 generation_config=settings,
                 stopping_criteria=halt,
+                **({} if cache is None else {self._cache: cache}),
             )
             texts = self.tokenizer.batch_decode(made[:, ids.shape[1] :], skip_special_tokens=True)
             for i, text in zip(rows, texts, strict=True):
@@ -303,7 +340,8 @@ class CausalLM:
     ) -> Any:
         given: dict[str, Any] = {"input_ids": ids, "attention_mask": seen}
         if "position_ids" in self._accepts:
-            given["position_ids"] = (seen.cumsum(1) - 1).clamp(min=0) if places is None else places
+            own = (seen.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+            given["position_ids"] = own if places is None else places
         if cache is not None:
             given[self._cache] = cache
         if last and "logits_to_keep" in self._accepts:
