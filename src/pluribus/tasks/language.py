@@ -31,6 +31,7 @@ from pluribus.tasks.systems import Asked, OnStep, Predictions, check_scores, dig
 from pluribus.tasks.task import sample
 
 BATCH_TOKENS = 4096  # of one forward pass, padding included
+LOGITS = 1 << 25  # of one forward pass over choices
 LEAST = 16  # tokens that rows must share to read them apart
 
 
@@ -220,19 +221,21 @@ class CausalLM:
         heads = torch.tensor([[rest[0] for rest in q.rests] for q in asked], device=device)
         totals = _likely(out.logits[:, -1], heads)  # (b, v)
         if longest > 1:
-            totals += self._rest(asked, seen, getattr(out, self._cache, None))
+            cache = getattr(out, self._cache, None)
+            totals += self._rest(asked, seen, cache, out.logits.shape[-1])
         counts = torch.tensor([[len(rest) for rest in q.rests] for q in asked], device=device)
         return (totals / counts).cpu()
 
     def _rest(
-        self, asked: list[Question], seen: Int[Tensor, "b s"], cache: Any
+        self, asked: list[Question], seen: Int[Tensor, "b s"], cache: Any, vocabulary: int
     ) -> Float[Tensor, "b v"]:
         """Return the log-likelihood of every choice's tokens after its first."""
         b, length = seen.shape
         totals = torch.zeros(b, len(asked[0].rests), device=seen.device)
         longest = [max(map(len, rests)) for rests in zip(*(q.rests for q in asked), strict=True)]
         further = [i for i, count in enumerate(longest) if count > 1]
-        sizes = [length + longest[i] - 1 for i in further]
+        wide = -(-2 * self.batch_tokens * vocabulary // LOGITS)  # how many tokens' room a row takes
+        sizes = [max(length + longest[i] - 1, wide * (longest[i] - 1)) for i in further]
         for batch in _batches(sizes, 2 * self.batch_tokens // b):  # of choices of like length
             chosen = [further[i] for i in batch]
             rests, width = [[q.rests[i] for i in chosen] for q in asked], len(chosen)
