@@ -84,6 +84,43 @@ def test_along_is_each_place_by_itself():
         torch.testing.assert_close(other[number], moved[1], rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize("spread", [0.05, 0.4, 3.0])
+def test_close_places_follow_from_moments(spread):
+    """Each place by itself, in float64, is what the series of the middle's moments gives."""
+    logits = drawn(900, spread=spread)
+    known, fast = readable(wide(logits)), compiled(logits)
+    assert fast is not None
+    first = torch.linspace(0.1, 1.7, ROWS)
+    places = first + torch.linspace(0.0, 0.2, 33)[:, None]
+    alone = [known.moved(c[:, None] * known.deltas[1], c * known.means[1]) for c in places.double()]
+    wanted = [torch.stack(column) for column in zip(*alone, strict=True)]
+    slow, quick = known.around(1, places.double()), fast.around(1, places)
+    assert slow is not None
+    assert quick is not None
+    for own, found, true in zip(slow, quick, wanted, strict=True):
+        torch.testing.assert_close(own, true, rtol=1e-8, atol=1e-9)
+        torch.testing.assert_close(found.double(), true, rtol=2e-4, atol=5e-5 * max(1, spread**2))
+
+
+def test_a_series_that_would_be_long_is_none():
+    known = readable(wide(drawn(500, spread=8.0)))
+    places = torch.linspace(0.0, 1.0, 9).double()[:, None].expand(-1, ROWS)
+    assert known.around(0, places) is None
+
+
+def test_brackets_agree_with_and_without_the_series(monkeypatch):
+    from pluribus.decode.fusers.logits_fusion import DynamicFusion
+
+    logits = drawn(3000)
+    quick = DynamicFusion(mode="bracket")(logits)
+    monkeypatch.setattr(_distances.Distances, "around", lambda *_: None)
+    slow = DynamicFusion(mode="bracket")(logits)
+    for role in ("tuned", "other"):
+        torch.testing.assert_close(quick.weights[role], slow.weights[role], rtol=0, atol=2e-3)
+    torch.testing.assert_close(quick.info["loss"], slow.info["loss"], rtol=1e-2, atol=1e-5)
+    torch.testing.assert_close(quick.log_probs, slow.log_probs, rtol=0, atol=2e-2)
+
+
 def test_one_place_and_a_range_without_width():
     known = compiled(drawn(300))
     assert known is not None

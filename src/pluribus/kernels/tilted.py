@@ -5,8 +5,9 @@ further and further along a direction:
 
     z[n] = sum_v p_v exp((first + n gap) d_v)        m[n] = sum_v p_v exp((first + n gap) d_v) d_v
 
-A stretch of the vocabulary stays in the first cache while all n are gone through, each made from
-the one before by a multiplication. Rows are (rows, vocabulary), float32.
+`moments` are those of the direction under a tilted distribution. A stretch of the vocabulary stays
+in the first cache while all n are gone through, each made from the one before by a multiplication.
+Rows are (rows, vocabulary), float32.
 """
 
 import math
@@ -147,6 +148,28 @@ def _sums(p, delta, first, gap, out):
                 out[row, n, 1] += m
 
 
+@_summing
+def _moments(p, delta, at, out):
+    x, f = np.empty(CHUNK, np.float32), np.empty(CHUNK, np.float32)
+    rows, size = p.shape
+    for row in range(rows):
+        for low in range(0, size, CHUNK):
+            high = min(size, low + CHUNK)
+            own, d = p[row, low:high], delta[row, low:high]
+            now, tilt = x[: high - low], f[: high - low]
+            for i in range(d.size):
+                now[i] = at[row] * d[i]
+            exponentials(now, tilt)
+            for i in range(d.size):
+                now[i] = own[i] * tilt[i]
+            for k in range(out.shape[1]):
+                total = np.float32(0)
+                for i in range(d.size):
+                    total += now[i]
+                    now[i] *= d[i]
+                out[row, k] += total
+
+
 def compared(
     large: np.ndarray, base: np.ndarray, tuned: np.ndarray, threads: int = 1
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -172,6 +195,15 @@ def sums(
     """Return both sums, (rows, count, 2) in float64; `first` and `gap` are of each row."""
     out = np.zeros((len(p), count, 2))
     _by_rows(_sums, threads, p, delta, first, gap, out)
+    return out
+
+
+def moments(
+    p: np.ndarray, delta: np.ndarray, at: np.ndarray, count: int, threads: int = 1
+) -> np.ndarray:
+    """Return sum_v p_v exp(at d_v) d_v^k for k below `count`, (rows, count) in float64."""
+    out = np.zeros((len(p), count))
+    _by_rows(_moments, threads, p, delta, at, out)
     return out
 
 

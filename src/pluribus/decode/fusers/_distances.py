@@ -4,12 +4,18 @@
     KL(P~||P) = c m / z - log z        KL(P||P~) = log z - c E_P[D]
 
 At evenly spaced c, P exp(c D) goes from one to the next by multiplication, without an exponential.
+Close to a place c_0, all other places follow from its moments M_k = sum_v P exp(c_0 D) D^k:
+
+    z(c_0 + h) = sum_k M_k h^k / k!        m(c_0 + h) = sum_k M_(k+1) h^k / k!
+
 Float32 on a processor goes through compiled passes (`kernels.tilted`); `distances` and `_swept` are
 the same in readable form, and what other devices and types take.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -19,6 +25,7 @@ from pluribus.core.shapes import Bool, Float
 from pluribus.decode.fusers._logits import shift
 from pluribus.kernels import tilted
 
+REACH, EXACT = 3.0, 1e-9  # of a series: the largest |h D|, and its first term that is left out
 LIMIT = 80.0  # exponents within this stay normal numbers in float32
 
 Pair = tuple[Float[Tensor, "n b"], Float[Tensor, "n b"]]
@@ -28,7 +35,7 @@ Pair = tuple[Float[Tensor, "n b"], Float[Tensor, "n b"]]
 class Distances:
     """A large model, the experts' shifts, and the distances that each expert is from its base."""
 
-    large: Float[Tensor, "b v"]  # log P
+    scores: Float[Tensor, "b v"]  # log P, or that and something for each row
     p: Float[Tensor, "b v"]
     deltas: Float[Tensor, "t b v"]  # D_t, 0 where a token is excluded
     means: Float[Tensor, "t b"]  # E_P[D_t]
@@ -36,6 +43,18 @@ class Distances:
     back: Float[Tensor, "t b"]  # KL(Q || Q_t)
     lowest: float  # log P
     longest: tuple[float, ...]  # |D_t|, of each expert
+
+    @cached_property
+    def large(self) -> Float[Tensor, "b v"]:
+        """Log P."""
+        return self.scores.log_softmax(-1)
+
+    def fused(self, weights: Float[Tensor, "t b"]) -> Float[Tensor, "b v"]:
+        """Return log P + sum_t a_t D_t, normalised."""
+        moved = self.scores
+        for own, delta in zip(weights, self.deltas, strict=True):
+            moved = torch.addcmul(moved, own[:, None], delta)
+        return moved.log_softmax(-1)
 
     def moved(
         self, delta: Float[Tensor, "b v"], mean: Float[Tensor, " b"]
@@ -58,6 +77,30 @@ class Distances:
         z, m = sums(self.p, self.deltas[t], first, gap, count).unbind(2)
         a = z.log()
         return places * m / z - a, a - places * self.means[t]
+
+    def around(self, t: int, places: Float[Tensor, "n b"]) -> Pair | None:
+        """Return the same at close places by the moments of their middle.
+
+        None if the series would be long, or products leave the range.
+        """
+        first, last = places[0].double(), places[-1].double()
+        middle = ((first + last) / 2).to(self.p.dtype)
+        reach = self.longest[t] * float(torch.maximum(middle - first, last - middle).max())
+        furthest = float(places[[0, -1]].detach().abs().amax())
+        if not self.longest[t] * furthest - self.lowest < LIMIT or reach > REACH:
+            return None
+        terms = next(k for k in range(2, 64) if reach**k < EXACT * math.factorial(k))
+        find = _compiled_moments if _compiles(self.p) else _moments
+        found = find(self.p, self.deltas[t], middle, terms + 1).double()  # (b, k)
+        h = places.double() - middle
+        powers = [torch.ones_like(h)]
+        for k in range(1, terms):
+            powers.append(powers[-1] * h / k)
+        series = torch.stack(powers, -1)  # (n, b, k)
+        z, m = (series * found[:, :-1]).sum(-1), (series * found[:, 1:]).sum(-1)
+        a = z.log()
+        pair = places * m / z - a, a - places * self.means[t]
+        return pair[0].to(self.p.dtype), pair[1].to(self.p.dtype)
 
     def loss(
         self, one: Float[Tensor, "*n b"], other: Float[Tensor, "*n b"], selected: int
@@ -93,7 +136,7 @@ def straight(
         return None
     numbers = torch.from_numpy(np.stack(told).transpose(0, 2, 1).astype(np.float32))  # (t, 7, b)
     return _gathered(
-        large - numbers[0, 5][:, None],
+        large,
         torch.from_numpy(p[0]),
         [torch.from_numpy(one) for one in deltas],
         numbers[:, :5],
@@ -108,7 +151,8 @@ def _gathered(
 ) -> Distances:
     means, there, back, lowest, longest = numbers.unbind(1)
     ends = float(lowest.detach().amin()), tuple(longest.detach().amax(1).tolist())
-    return Distances(large, p, torch.stack(list(deltas)), means, there, back, *ends)
+    stacked = deltas[0][None] if len(deltas) == 1 else torch.stack(list(deltas))
+    return Distances(large, p, stacked, means, there, back, *ends)
 
 
 def _compiles(x: Tensor) -> bool:
@@ -161,6 +205,24 @@ def _compiled_sums(
     rows = [_array(one) for one in (p, delta, first, gap)]
     found = tilted.sums(*rows, count, threads=torch.get_num_threads())  # type: ignore[misc]
     return torch.from_numpy(found.astype(np.float32)).transpose(0, 1)
+
+
+def _moments(
+    p: Float[Tensor, "b v"], delta: Float[Tensor, "b v"], at: Float[Tensor, " b"], count: int
+) -> Float[Tensor, "b k"]:
+    """Return sum_v P exp(at D) D^k for k below `count`."""
+    now, found = p * (at[:, None] * delta).exp(), []
+    for _ in range(count):
+        found.append(now.sum(-1))
+        now = now * delta
+    return torch.stack(found, -1)
+
+
+def _compiled_moments(
+    p: Float[Tensor, "b v"], delta: Float[Tensor, "b v"], at: Float[Tensor, " b"], count: int
+) -> Float[Tensor, "b k"]:
+    rows = [_array(one) for one in (p, delta, at)]
+    return torch.from_numpy(tilted.moments(*rows, count, threads=torch.get_num_threads()))  # type: ignore[misc]
 
 
 def _array(x: Tensor) -> np.ndarray:

@@ -15,6 +15,7 @@ from pluribus.core.shapes import Float
 from pluribus.decode.fusers._distances import Distances
 
 PLACES = 9  # looked at in each round of a bracketing search
+FINE = 257  # looked at at once where a series tells all of them
 ROUNDS = 4  # after the first: each narrows to a quarter, together to 1/128 of a step on each side
 
 
@@ -103,8 +104,8 @@ def bracketed(
 ) -> tuple[Float[Tensor, "t b"], Float[Tensor, " b"]]:
     """Return one expert's weight for every row, to about a hundredth of a step, and its loss.
 
-    Along each expert, places no further than `step` apart are looked at first, then ever closer
-    ones on both sides of the best, each row by itself.
+    Along each expert, places no further than `step` apart are looked at first, then close ones on
+    both sides of the best, each row by itself: all at once by a series, or ever closer ones.
     """
     zero = known.means.new_zeros(known.means.shape[1:])
     best = torch.full_like(zero, torch.inf)
@@ -116,12 +117,19 @@ def bracketed(
         first, last = torch.full_like(zero, low), torch.full_like(zero, high)
         count = max(PLACES, math.ceil((high - low) / step - 1e-9) + 1)
         own, place = torch.full_like(best, torch.inf), first
-        for _ in range(1 + ROUNDS):
-            places = _spaced(first, last, count)
-            losses = known.loss(*known.along(t, places), t if selected else -1)
+        for number in range(1 + ROUNDS):
+            places, found = _spaced(first, last, count), None
+            if number:
+                fine = _spaced(first, last, FINE)
+                found = known.around(t, fine)
+                places = places if found is None else fine
+            told = known.along(t, places) if found is None else found
+            losses = known.loss(*told, t if selected else -1)
             lowest, which = losses.min(0)
             place = torch.where(lowest < own, places.gather(0, which[None])[0], place)
             own = torch.minimum(lowest, own)
+            if found is not None:
+                break
             gap = (last - first) / (count - 1)
             # An end of the range is meant exactly: nothing beyond it was asked for.
             first, last = (place - gap).clamp(min=low), (place + gap).clamp(max=high)

@@ -25,7 +25,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from pluribus.core.errors import InputError, nearest
@@ -115,7 +114,6 @@ class DynamicFusion:
             weights, loss = bracketed(measured, limits, self.grid[2], self.targets == "selected")
         else:
             weights, loss = searched(measured, self._candidates(experts), self.targets)
-        moved = torch.einsum("tb,tbv->bv", weights, measured.deltas).add_(measured.large)
         info = {
             "objective": "sum over experts of squared differences of both KL distances",
             "search": f"{self.mode}: {TRIED[self.mode]}",
@@ -127,7 +125,7 @@ class DynamicFusion:
             },  # KL(Q_t || Q), nats
         }
         named = {role: weights[t] for t, role in enumerate(experts)}
-        return Fusion(moved.log_softmax(-1), named, info)
+        return Fusion(measured.fused(weights), named, info)
 
     def _measured(
         self, logits: Mapping[str, Float[Tensor, "b v"]], experts: Sequence[str]
