@@ -158,9 +158,8 @@ def fusing(given) -> Iterator[tuple[str, Any]]:
         seen: dict[str, dict[str, list[float]]] = {}
 
         for repeat in range(-1, given.repeats):  # the first warms up
-            prefill, caches = {}, {}
-            for name, enter in runs.items():
-                prefill[name], caches[name] = prefilled(enter(), ids)
+            prefill = {name: prefilled(enter(), ids)[0] for name, enter in runs.items()}
+            caches = {name: prefilled(enter(), ids)[1] for name, enter in runs.items()}
             step = stepped(runs, ids, caches, given)
             token = {name: generated(enter(), ids, given) for name, enter in runs.items()}
             for what, found in (("prefill", prefill), ("step", step), ("token", token)):
