@@ -155,22 +155,29 @@ def language_models(folder):
     return out
 
 
-def test_lines_on_named_tasks(tmp_path, monkeypatch):
-    """The ends and the middle score what `pluribus eval` scores of the same weights."""
-    pytest.importorskip("transformers")
-    from pluribus.core.weights import Weights
-    from pluribus.interpolate import interpolate
-    from pluribus.tasks import named, texts
-    from pluribus.tasks.evaluate import evaluate
-    from pluribus.tasks.language import CausalLM
+def reviews(folder, monkeypatch):
+    """Rows of their words under the name of a task."""
+    from pluribus.tasks import texts
 
-    monkeypatch.setenv("PLURIBUS_DATA", str(tmp_path))
+    monkeypatch.setenv("PLURIBUS_DATA", str(folder))
     rows = [
         {"text": f"the number {i % 10} is here", "label": ["negative", "positive"][i % 2],
          "split": "train" if i < 4 else "test"}
         for i in range(20)
     ]  # fmt: skip
-    texts.write(tmp_path / "text" / "sst2.jsonl.gz", rows)
+    texts.write(folder / "text" / "sst2.jsonl.gz", rows)
+
+
+def test_lines_on_named_tasks(tmp_path, monkeypatch):
+    """The ends and the middle score what `pluribus eval` scores of the same weights."""
+    pytest.importorskip("transformers")
+    from pluribus.core.weights import Weights
+    from pluribus.interpolate import interpolate
+    from pluribus.tasks import named
+    from pluribus.tasks.evaluate import evaluate
+    from pluribus.tasks.language import CausalLM
+
+    reviews(tmp_path, monkeypatch)
     folders = language_models(tmp_path)[:2]
     words = ["--score", "sst2", "--points", "3", "--limit", "8", "--json"]
     (line,) = json.loads(run(*folders, *words).stdout)["connectivity"]["lines"]
@@ -186,17 +193,11 @@ def test_trials_of_language_models(tmp_path, monkeypatch):
     """A merge in memory finds the base's configuration and tokenizer, and scores as if saved."""
     pytest.importorskip("transformers")
     from pluribus import Pool, merge
-    from pluribus.tasks import named, texts
+    from pluribus.tasks import named
     from pluribus.tasks.evaluate import evaluate
     from pluribus.tasks.language import CausalLM
 
-    monkeypatch.setenv("PLURIBUS_DATA", str(tmp_path))
-    rows = [
-        {"text": f"the number {i % 10} is here", "label": ["negative", "positive"][i % 2],
-         "split": "train" if i < 4 else "test"}
-        for i in range(20)
-    ]  # fmt: skip
-    texts.write(tmp_path / "text" / "sst2.jsonl.gz", rows)
+    reviews(tmp_path, monkeypatch)
     folders = language_models(tmp_path)
     words = ["--score", "sst2", "--limit", "8", "--try", "2", "--no-lines", "--json"]
     told = json.loads(run(*folders, *words).stdout)["trials"]["tried"]

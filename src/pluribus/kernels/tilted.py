@@ -118,23 +118,26 @@ def _compared(large, base, tuned, p, delta, out):
         told[6] = total_p + total_q + total_t
 
 
+@jit
+def _factors(d, c, scaled, out):
+    """Fill `out` with exp(c d)."""
+    for i in range(d.size):
+        scaled[i] = c * d[i]
+    exponentials(scaled, out)
+
+
 @_summing
 def _sums(p, delta, first, gap, out):
     x, f = np.empty(CHUNK, np.float32), np.empty(CHUNK, np.float32)
-    g, turned = np.empty(CHUNK, np.float32), np.empty(CHUNK, np.float32)
+    g = np.empty(CHUNK, np.float32)
     rows, size = p.shape
     for row in range(rows):
         for low in range(0, size, CHUNK):
             high = min(size, low + CHUNK)
             own, d = p[row, low:high], delta[row, low:high]
             now, begun, further = x[: high - low], f[: high - low], g[: high - low]
-            scaled = turned[: high - low]
-            for i in range(d.size):
-                scaled[i] = first[row] * d[i]
-            exponentials(scaled, begun)
-            for i in range(d.size):
-                scaled[i] = gap[row] * d[i]
-            exponentials(scaled, further)
+            _factors(d, first[row], now, begun)
+            _factors(d, gap[row], now, further)
             for i in range(d.size):
                 now[i] = own[i] * begun[i]
             for n in range(out.shape[1]):
@@ -157,9 +160,7 @@ def _moments(p, delta, at, out):
             high = min(size, low + CHUNK)
             own, d = p[row, low:high], delta[row, low:high]
             now, tilt = x[: high - low], f[: high - low]
-            for i in range(d.size):
-                now[i] = at[row] * d[i]
-            exponentials(now, tilt)
+            _factors(d, at[row], now, tilt)
             for i in range(d.size):
                 now[i] = own[i] * tilt[i]
             for k in range(out.shape[1]):
