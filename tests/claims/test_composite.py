@@ -42,9 +42,9 @@ def test_parts_of_full_rank_with_the_task_given_are_the_specialists(small):
     routed = composite.low_rank(zoo, bed)
     for task, expert in zoo.experts.items():
         x = zoo.tasks[task].split("test")[0]
-        wanted = zoo.logits(expert, task, x)
-        torch.testing.assert_close(routed(x, task=task, weights=task), wanted, rtol=1e-3, atol=1e-3)
-        assert not torch.allclose(zoo.logits(zoo.base, task, x), wanted, rtol=1e-2, atol=1e-2)
+        wanted, ground = (zoo.logits(state, task, x) for state in (expert, zoo.base))
+        off = (routed(x, task=task, weights=task) - wanted).norm() / (wanted - ground).norm()
+        assert float(off) < 0.02  # half precision's; at a fifth of the rank 0.05
     assert composite.composite_score(zoo, routed, true=True) == pytest.approx(100, abs=2)
 
 
