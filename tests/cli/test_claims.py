@@ -6,7 +6,7 @@ from types import ModuleType
 import pytest
 
 from pluribus import claims
-from pluribus.claims import Check, Claim
+from pluribus.claims import Check, Claim, _kept
 from pluribus.claims._page import markdown
 
 CLAIM = Claim(
@@ -113,7 +113,7 @@ def test_kept_figures_that_are_damaged_or_of_other_code_are_measured_anew(
     told = cli("claims", "toy", "--seeds", "0", "--out", "records", "--json").json[0]
     assert told["figures"]["b"]["per_seed"] == [6]
     toy["b"] = 7.0
-    monkeypatch.setattr(claims, "_code", lambda: "other")
+    monkeypatch.setattr(_kept, "snapshot", lambda: {"*": "other"})
     told = cli("claims", "toy", "--seeds", "0", "--out", "records", "--json").json[0]
     assert told["figures"]["b"]["per_seed"] == [7]
 

@@ -7,8 +7,6 @@ record with every figure, mean and spread, and a verdict for each inequality: th
 test data.
 """
 
-import functools
-import hashlib
 import importlib
 import json
 import os
@@ -159,49 +157,29 @@ def run(
     """Measure one claim on every seed.
 
     With `kept`, a seed's figures are written to that folder as soon as they are there, and read
-    from it where the same code (every file of this package, and its libraries' versions) measured
-    them before: a run that was ended goes on, and seeds may be measured by several processes.
+    from it where the same code measured them before (see `_kept`): a run that was ended goes on,
+    and seeds may be measured by several processes.
 
     Raises DataError if the data is not there; a claim that fails is an Outcome, not an error.
     """
+    from pluribus.claims import _kept
+
     claim, measure = load(name)
     figures: dict[str, list[float]] = {}
     seconds = 0.0
+    files = _kept.snapshot() if kept else {}
     for seed in seeds:
-        path = kept / f"{name}-{seed}-{_code()}.json" if kept else None
-        found = _read(path) if path else None
+        found = _kept.read(kept, name, seed, files) if kept else None
         if found is None:
             began = time.perf_counter()
             measured = {key: float(value) for key, value in measure(seed, on_step).items()}
             found = {"figures": measured, "seconds": time.perf_counter() - began}
-            if path:
-                _write(path, found)
+            if kept:
+                _kept.keep(kept, name, seed, found, files)
         for key, value in found["figures"].items():
             figures.setdefault(key, []).append(value)
         seconds += found["seconds"]
     return Outcome(claim, tuple(seeds), figures, seconds)
-
-
-@functools.cache
-def _code() -> str:
-    """Return a digest of this package's source and of the libraries that compute."""
-    import numpy
-    import torch
-
-    state = hashlib.sha256(f"{torch.__version__} {numpy.__version__}".encode())
-    package = Path(__file__).parents[1]
-    for path in sorted(package.rglob("*.py")):
-        state.update(path.relative_to(package).as_posix().encode() + path.read_bytes())
-    return state.hexdigest()[:16]
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    """Return the figures of a seed that was measured before; a damaged file counts as absent."""
-    try:
-        found = json.loads(path.read_text())
-        return {"figures": dict(found["figures"]), "seconds": float(found["seconds"])}
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return None
 
 
 def _write(path: Path, found: Mapping[str, Any]) -> None:

@@ -31,7 +31,7 @@ def claims(
     """Measure headline claims on real data, on several seeds; exit 1 if one fails.
 
     What a seed gave is kept in the cache folder: a run that was ended goes on where it stood, as
-    long as no line of the code has changed.
+    long as no file that it loaded has changed.
 
     Example: pluribus claims ties lines --seeds 0,1,2
     """
