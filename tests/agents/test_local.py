@@ -8,10 +8,13 @@ import pytest
 import torch
 
 from pluribus.agents import LocalModel
+from pluribus.core import beginning
+from pluribus.core.chance import drawn
 from pluribus.core.errors import InputError, MissingError
 from pluribus.decode import Fused, StaticFusion
 from pluribus.decode.scaling import BeamSearch, Budget
 from pluribus.decode.stack import Opened
+from pluribus.route import LowRank, Routed
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "decode"))  # tests have no package
 from members import moved, tiny, tokenizer, trio  # type: ignore[import-not-found]
@@ -32,6 +35,18 @@ def opened():
 @pytest.fixture(scope="module")
 def model(opened):
     return LocalModel(opened)
+
+
+class Halves:
+    """Routes by which side of its middle a feature is on."""
+
+    names = ("one", "two")
+    middle = 0.0
+
+    def __call__(self, features):
+        self.seen = features[:, 0]
+        first = (features[:, 0] > self.middle).float()
+        return torch.stack((first, 1 - first), 1)
 
 
 class Long:
@@ -81,6 +96,142 @@ def test_a_prompt_is_read_once(kind, batch, opened, monkeypatch):
     assert len({one.text for one in wanted}) > 1
     length = len(opened.tokenizer(PROMPT)["input_ids"])
     assert [shape for shape in read if shape[1] > 1] == [(1, length - 1)]
+
+
+PROMPTS = [PROMPT, "Say: no", PROMPT, "A longer review that begins otherwise: a film", PROMPT]
+SEEDS = [1, 2, 3, 4, 1]
+MANY = {"temperature": 0.9, "max_tokens": 8}
+
+
+def by_hand(opened, prompt, seed, count, temperature=0.9, top_p=1.0):
+    """One row, token by token, each by a whole pass."""
+    ids = opened.tokenizer(prompt)["input_ids"]
+    length, stream = len(ids), torch.Generator().manual_seed(seed)
+    for _ in range(count):
+        with torch.inference_mode():
+            logits = opened.model(torch.tensor([ids])).logits[:, -1]
+        u = torch.rand(1, generator=stream, dtype=torch.float64)
+        ids.append(int(drawn(logits, u, temperature, top_p)))
+        if ids[-1] == 0:
+            break
+    return ids[length:]
+
+
+@pytest.mark.parametrize("batch", [8, 2])
+@pytest.mark.parametrize("top_p", [1.0, 0.6])
+def test_rows_of_several_prompts_are_drawn_each_by_itself(opened, batch, top_p):
+    made = LocalModel(opened, batch=batch).sample_many(PROMPTS, SEEDS, top_p=top_p, **MANY)
+    for prompt, seed, one in zip(PROMPTS, SEEDS, made, strict=True):
+        ids = by_hand(opened, prompt, seed, 8, top_p=top_p)
+        kept = ids[:-1] if ids[-1] == 0 else ids
+        assert one.text == opened.tokenizer.decode(kept, skip_special_tokens=True)
+        assert one.tokens == len(ids)
+        assert one.finish == ("end" if ids[-1] == 0 else "length")
+        assert one.prompt_tokens == len(opened.tokenizer(prompt)["input_ids"])
+    assert made[0] == made[4]  # the same prompt and seed
+    assert made[0] != made[2]
+
+
+def test_cold_rows_are_greedy(opened, model):
+    made = model.sample_many(PROMPTS, SEEDS, temperature=0, max_tokens=6)
+    for prompt, one in zip(PROMPTS, made, strict=True):
+        assert [one] == model.sample(prompt, temperature=0, max_tokens=6)
+
+
+def test_each_prompt_is_read_once_and_what_all_begin_with_too(opened, monkeypatch):
+    shots = "Review: a dull film\nSay: no\nReview: a fine film\nSay: yes\n"
+    prompts = [shots + one for one in ("Review: odd", "Review: a bore", "Review: odd")]
+    model = LocalModel(opened)
+    with monkeypatch.context() as apart:
+        apart.setattr("pluribus.core.beginning.LEAST", 1 << 30)
+        wanted = model.sample_many(prompts, [1, 2, 3], **MANY)
+    read = []
+    forward = type(opened.model).forward
+
+    def counted(self, input_ids=None, **given):
+        read.append(tuple(input_ids.shape))
+        return forward(self, input_ids=input_ids, **given)
+
+    counted.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
+    monkeypatch.setattr(type(opened.model), "forward", counted)
+    assert model.sample_many(prompts, [1, 2, 3], **MANY) == wanted
+    rows = [opened.tokenizer(one)["input_ids"] for one in prompts]
+    shared = beginning.common(rows)
+    assert shared > 16
+    longest = max(map(len, rows)) - shared
+    assert [shape for shape in read if shape[1] > 1] == [(1, shared), (2, longest - 1)]
+    assert next(shape for shape in read if shape[1] == 1) == (3, 1)
+
+
+@pytest.mark.parametrize("kind", ["fused", "routed"])
+def test_rows_of_composed_models(kind, opened):
+    if kind == "fused":
+        composed = Opened(Fused(trio(), StaticFusion()), opened.tokenizer)
+    else:
+        net, name = tiny(0, positions=128), "model.layers.0.mlp.up_proj.weight"
+        rng = torch.Generator().manual_seed(0)
+        out, into = dict(net.named_parameters())[name].shape
+        part = {
+            name: LowRank(torch.randn(2, into, generator=rng), torch.randn(out, 2, generator=rng))
+        }
+        router = Halves()
+        routed = Routed(net, {"one": part, "two": {}}, router, features="hidden")
+        composed = Opened(routed, opened.tokenizer)
+        ids = [opened.tokenizer(one, return_tensors="pt")["input_ids"] for one in PROMPTS]
+        features = []
+        for one in ids:
+            routed.route(one)
+            features.append(float(router.seen))
+        router.middle = (min(features) + max(features)) / 2
+        assert len({int(routed.route(one).argmax()) for one in ids}) == 2
+    model = LocalModel(composed)
+    together = model.sample_many(PROMPTS, SEEDS, **MANY)
+    for prompt, seed, one in zip(PROMPTS, SEEDS, together, strict=True):
+        assert [one] == model.sample_many([prompt], [seed], **MANY)
+
+
+def test_stops_and_log_probs_of_rows(opened):
+    model = LocalModel(opened, log_probs=True)
+    whole = model.sample_many(PROMPTS, SEEDS, temperature=0.9, max_tokens=20)
+    stop = next(c for c in "aeiou" if 1 <= sum(c in one.text for one in whole) < len(whole))
+    made = model.sample_many(PROMPTS, SEEDS, temperature=0.9, max_tokens=20, stop=(stop,))
+    for one, before in zip(made, whole, strict=True):
+        assert one.text == before.text.split(stop)[0]
+        assert (one.finish == "stop") == (stop in before.text)
+        assert one.log_probs == pytest.approx(before.log_probs[: one.tokens], abs=1e-4)
+    words = opened.tokenizer
+    ids = by_hand(opened, PROMPTS[1], SEEDS[1], 20)
+    start = words(PROMPTS[1])["input_ids"]
+    logits = opened.model(torch.tensor([start + ids])).logits[0].log_softmax(-1)
+    own = [float(logits[len(start) - 1 + i, token].detach()) for i, token in enumerate(ids)]
+    assert whole[1].log_probs == pytest.approx(own, abs=1e-4)
+
+
+def test_rows_near_the_end_of_the_context_write_what_they_may(opened):
+    model = LocalModel(opened)
+    long = "a fine film " * 60
+    words = opened.tokenizer
+    ids = words(long)["input_ids"][:122]
+    prompts = [PROMPT, words.decode(ids[:120]), words.decode(ids)]
+    lengths = [len(words(one)["input_ids"]) for one in prompts]
+    assert all(100 < length < 128 for length in lengths[1:])
+    made = model.sample_many(prompts, [1, 2, 3], temperature=0.9, max_tokens=30)
+    for i, one in enumerate(made):
+        assert [one] == model.sample_many([prompts[i]], [i + 1], temperature=0.9, max_tokens=30)
+        assert one.tokens <= 128 - lengths[i]
+    assert made[0].tokens == 30 or made[0].finish == "end"
+    with pytest.raises(InputError, match="the model takes 128"):
+        model.sample_many([PROMPT, long], [1, 2])
+
+
+def test_what_rows_are_refused(model):
+    assert model.sample_many([], []) == []
+    with pytest.raises(InputError, match="2 prompts and 1 seeds"):
+        model.sample_many([PROMPT, PROMPT], [1])
+    with pytest.raises(InputError, match="no tokens"):
+        model.sample_many([PROMPT, ""], [1, 2])
+    with pytest.raises(InputError, match="temperature is -1"):
+        model.sample_many([PROMPT], [1], temperature=-1)
 
 
 def test_chance_is_the_seeds_and_no_one_elses(model):

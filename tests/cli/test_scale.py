@@ -21,22 +21,33 @@ def where(place):
     return place
 
 
-def test_what_was_drawn_by_hand_is_what_is_told(cli, where):
+@pytest.mark.parametrize("batch", [(), ("--batch", "1"), ("--batch", "9")])
+def test_what_was_drawn_by_hand_is_what_is_told(cli, where, batch):
+    """One sample a request, or each with its own chance in requests of both problems."""
     from pluribus.agents import LocalModel
 
     model = LocalModel.open("lm")
-    drawn = [
-        [model.sample(f"Review: {i}", max_tokens=4, seed=42 + k)[0].text.strip() for k in range(4)]
-        for i in range(2)
+
+    def one(question, seed):
+        if "1" in batch:
+            return model.sample(question, max_tokens=4, seed=seed)[0]
+        return model.sample_many([question], [seed], max_tokens=4)[0]
+
+    made = [[one(f"Review: {i}", 42 + k) for k in range(4)] for i in range(2)]
+    drawn = [[sample.text.strip() for sample in samples] for samples in made]
+    ended = [  # of samples that ended one is chosen before those that were cut
+        next((k for k, sample in enumerate(samples) if sample.finish == "end"), usual)
+        for samples, usual in zip(made, (0, 3), strict=True)
     ]
     rows = [
         {"question": f"Review: {i}", "answer": texts[k]}
-        for i, (texts, k) in enumerate(zip(drawn, (0, 3), strict=True))
+        for i, (texts, k) in enumerate(zip(drawn, ended, strict=True))
     ]
     (where / "sums.jsonl").write_text("\n".join(map(json.dumps, rows)))
     told = cli(
         *("scale", "lm", "--task", "sums.jsonl", "--n", "4", *SMALL, "--json"),
         *("--strategies", "sample, self_consistency, best_of_n", "--verifier", "exact"),
+        *batch,
     ).json
     points = {(one["strategy"], one["n"]): one for one in told["points"]}
     assert set(points) == {

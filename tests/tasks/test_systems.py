@@ -131,7 +131,7 @@ def test_worked_examples_are_read_once(model, tokenizer, budget, monkeypatch):
 def test_writing_behind_worked_examples_is_the_same(model, tokenizer, monkeypatch):
     asked = [SHOTS + question for question in QUESTIONS]
     with monkeypatch.context() as apart:
-        apart.setattr("pluribus.tasks.language.LEAST", 1 << 30)
+        apart.setattr("pluribus.core.beginning.LEAST", 1 << 30)
         wanted = lm(model, tokenizer).write(asked, 8, ("\n",))
     read = counted(model, monkeypatch)
     assert lm(model, tokenizer).write(asked, 8, ("\n",)) == wanted

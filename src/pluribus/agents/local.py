@@ -2,13 +2,15 @@
 
 Samples of one prompt are drawn as one batch, behind one reading of the prompt: all but its last
 token is run once, and what the cache holds is repeated for every row. (Composites route a prompt as
-a whole, and read it for each row.) A prefix goes on in the same turn: the chat template is written
+a whole, and read it for each row.) `sample_many` puts rows of several prompts into one batch, each
+with a stream of chance of its own. A prefix goes on in the same turn: the chat template is written
 out up to where the assistant speaks, the prefix is put there as it stands, and the whole is
 tokenised at once. (The templates' own `continue_final_message` gives the same text, but loses the
 blank line that a step ends with where a template trims messages.)
 """
 
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -115,8 +117,7 @@ class LocalModel:
         inputs = self._inputs(asked)
         ids = inputs["input_ids"]
         length = ids.shape[1]
-        config = getattr(self.model, "config", None)
-        room = getattr(config, "max_position_embeddings", None) or 1 << 30
+        room = self._room
         if length >= room and prefix:
             return [Completion("", 0, "length", prompt_tokens=length) for _ in range(n)]
         if length >= room:
@@ -134,6 +135,79 @@ class LocalModel:
                 found += self._batch(asked, inputs, cache, most, rows)
         return found
 
+    def sample_many(
+        self,
+        prompts: Sequence[Prompt],
+        seeds: Sequence[int],
+        *,
+        temperature: float = 0.8,
+        top_p: float = 1.0,
+        max_tokens: int = 2048,
+        stop: Sequence[str] = (),
+    ) -> list[Completion]:
+        """Return one continuation of each prompt, `batch` rows at a time.
+
+        What a row is depends on its prompt and its seed, up to rounding, not on the others. A
+        prompt that several rows have is read once. Raises InputError as `sample` does, or if there
+        are not as many seeds as prompts.
+        """
+        if len(prompts) != len(seeds):
+            raise InputError(f"{len(prompts)} prompts and {len(seeds)} seeds; give a seed for each")
+        settings: dict[str, Any] = {
+            "temperature": temperature, "top_p": top_p, "max_tokens": max_tokens, "stop": stop
+        }  # fmt: skip
+        asked = [
+            Asked.of(prompt, 1, **settings, seed=seed, prefix="")
+            for prompt, seed in zip(prompts, seeds, strict=True)
+        ]
+        if getattr(self.model, "prompts", None):  # members read prompts of their own
+            return [self.sample(one.prompt, **one.settings())[0] for one in asked]
+        room = self._room
+        rows = [self._ids(one) for one in asked]
+        longest = max(map(len, rows), default=0)
+        if longest >= room:
+            raise InputError(f"a prompt is {longest} tokens, but the model takes {room}; give less")
+        places = sorted(range(len(rows)), key=lambda i: (len(rows[i]), rows[i]))
+        found: dict[int, Completion] = {}
+        while places:
+            most = min(max_tokens, room - len(rows[places[0]]))
+            some = [i for i in places[: self.batch] if len(rows[i]) + most <= room]
+            made = self._together([asked[i] for i in some], [rows[i] for i in some], most)
+            found |= dict(zip(some, made, strict=True))
+            places = places[len(some) :]
+        return [found[i] for i in range(len(rows))]
+
+    def _together(
+        self, asked: Sequence[Asked], rows: Sequence[Sequence[int]], most: int
+    ) -> list[Completion]:
+        """Write behind rows of tokens, sorted so that equal ones follow each other."""
+        import torch
+
+        device = next(self.model.parameters()).device
+        different = [list(key) for key, _ in groupby(rows)]
+        counts = torch.tensor([len(list(own)) for _, own in groupby(rows)], device=device)
+        with torch.inference_mode():
+            opening = beginning.Opening.of(self.model, different, device)
+            ids, seen, cache = opening.before(different, device, whole=True)
+            done = len(opening.tokens)
+            if ids.shape[1] - done > 1:
+                cache = beginning.read(self.model, ids[:, done:-1], seen[:, :-1], cache)
+            if cache is not None:
+                cache.batch_select_indices(torch.arange(len(counts)).repeat_interleave(counts))
+            inputs = {
+                "input_ids": ids.repeat_interleave(counts, 0),
+                "attention_mask": seen.repeat_interleave(counts, 0),
+            }
+            drawn = asked[0].temperature > 0
+            chances = [_Chances(asked)] if drawn else None
+            return self._written(asked, inputs, cache, most, list(map(len, rows)), chances)
+
+    @property
+    def _room(self) -> int:
+        """How many tokens the model takes."""
+        config = getattr(self.model, "config", None)
+        return getattr(config, "max_position_embeddings", None) or 1 << 30
+
     def _read(self, inputs: dict[str, Any]) -> Any:
         """Return the cache of all but a prompt's last token; None where none can be repeated."""
         ids = inputs["input_ids"]
@@ -144,33 +218,48 @@ class LocalModel:
     def _batch(
         self, asked: Asked, inputs: dict[str, Any], cache: Any, most: int, rows: int
     ) -> list[Completion]:
+        length = inputs["input_ids"].shape[1]
+        given = _repeated(inputs, rows)
+        return self._written([asked] * rows, given, cache, most, [length] * rows)
+
+    def _written(
+        self,
+        asked: Sequence[Asked],
+        inputs: dict[str, Any],
+        cache: Any,
+        most: int,
+        lengths: Sequence[int],
+        chances: Any = None,
+    ) -> list[Completion]:
+        """Run `generate` on rows that were asked alike; `chances` draws in its place."""
         hf = optional("transformers", "hf", "writing with a language model")
         from pluribus.decode.write import ends_of
 
         ends = ends_of(self.model, self.tokenizer)
-        drawn = asked.temperature > 0
+        first = asked[0]
+        drawn = first.temperature > 0 and chances is None
         settings = hf.GenerationConfig(
             max_new_tokens=most,
             do_sample=drawn,
-            temperature=asked.temperature if drawn else None,
-            top_p=asked.top_p if drawn else None,
+            temperature=first.temperature if drawn else None,
+            top_p=first.top_p if drawn else None,
             top_k=0 if drawn else None,
             eos_token_id=ends or None,
             pad_token_id=ends[0] if ends else 0,
             return_dict_in_generate=True,
             output_logits=self.log_probs,
         )
-        length = inputs["input_ids"].shape[1]
-        halt = [_Stopped(self.tokenizer, length, asked.stop)] if asked.stop else None
-        given = _repeated(inputs, rows)
+        start = inputs["input_ids"].shape[1]
+        given: dict[str, Any] = {"logits_processor": chances} if chances else {}
+        if first.stop:
+            given["stopping_criteria"] = [_Stopped(self.tokenizer, start, first.stop)]
         if cache is not None:
             given[cache_name(self.model.forward)] = cache
-        out = self.model.generate(**given, generation_config=settings, stopping_criteria=halt)
-        new = out.sequences[:, length:]
+        out = self.model.generate(**inputs, generation_config=settings, **given)
         logits = out.logits if self.log_probs else ()
         return [
-            self._completion(asked, row.tolist(), ends, length, [at[i] for at in logits])
-            for i, row in enumerate(new)
+            self._completion(asked[i], row.tolist(), ends, lengths[i], [at[i] for at in logits])
+            for i, row in enumerate(out.sequences[:, start:])
         ]
 
     def _completion(
@@ -221,13 +310,16 @@ class LocalModel:
         if isinstance(self.model, Fused) and self.model.prompts:
             inputs = dict(self.model.encode(plain(asked.prompt)))
             return self._with_prefix(inputs, asked.prefix) if asked.prefix else inputs
-        text = self.text(asked.prompt, asked.prefix)
-        ids = self.tokenizer([text], add_special_tokens=not self.chat, return_tensors="pt")
-        rows = ids["input_ids"].long()
-        if not rows.shape[1]:
-            raise InputError(f"the tokenizer makes no tokens of the prompt {text[:60]!r}")
-        rows = rows.to(next(self.model.parameters()).device)
+        rows = torch.tensor([self._ids(asked)], device=next(self.model.parameters()).device)
         return {"input_ids": rows, "attention_mask": torch.ones_like(rows)}
+
+    def _ids(self, asked: Asked) -> list[int]:
+        """Return the tokens that are read. Raises InputError if there are none."""
+        text = self.text(asked.prompt, asked.prefix)
+        ids = self.tokenizer([text], add_special_tokens=not self.chat)["input_ids"][0]
+        if not ids:
+            raise InputError(f"the tokenizer makes no tokens of the prompt {text[:60]!r}")
+        return list(ids)
 
     def _with_prefix(self, inputs: dict[str, Any], prefix: str) -> dict[str, Any]:
         """Put the tokens of a prefix after the prompts of all members."""
@@ -258,6 +350,26 @@ class _Stopped:
         written = self.tokenizer.batch_decode(ids[:, self.start :], skip_special_tokens=True)
         done = [cut(text, self.stop)[1] is not None for text in written]
         return torch.tensor(done, device=ids.device)
+
+
+class _Chances:
+    """Leaves `generate` one token of each row, drawn by the row's own stream of chance."""
+
+    def __init__(self, asked: Sequence[Asked]) -> None:
+        import torch
+
+        self.temperature, self.top_p = asked[0].temperature, asked[0].top_p
+        self.streams = [torch.Generator().manual_seed(one.seed) for one in asked]
+
+    def __call__(self, ids: "Tensor", scores: "Tensor") -> "Tensor":
+        import torch
+
+        u = [torch.rand(1, generator=stream, dtype=torch.float64) for stream in self.streams]
+        from pluribus.core.chance import drawn
+
+        tokens = drawn(scores, torch.cat(u), self.temperature, self.top_p).to(scores.device)
+        left = torch.full_like(scores, -torch.inf)
+        return left.scatter(1, tokens[:, None], 0.0)
 
 
 def _repeated(inputs: dict[str, Any], rows: int) -> dict[str, Any]:

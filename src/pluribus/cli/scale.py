@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 Verifiers = Literal["exact", "unit_tests", "majority", "judge", "head", "implicit_reward"]
 Continuation = Literal["none", "continue_final_message", "prefix"]
+BATCH = 32  # samples in a request to a local model
 
 
 def register(app: typer.Typer) -> None:
@@ -56,8 +57,13 @@ def scale(
         Path | None, typer.Option(help="Keep samples in this file, and go on from it.")
     ] = None,
     batch: Annotated[
-        int, typer.Option(help="Samples in one request; a kill loses one request.", min=1)
-    ] = 1,
+        int | None,
+        typer.Option(
+            help="Samples in one request, of several problems if it has room for all of theirs; "
+            f"a kill loses one request. Default: {BATCH}, of an endpoint 1.",
+            min=1,
+        ),
+    ] = None,
     subsets: Annotated[int, typer.Option(help="Subsets of samples for each size.", min=1)] = 16,
     endpoint: Annotated[
         str | None, typer.Option(help="Ask this endpoint, such as http://localhost:8000/v1.")
@@ -104,7 +110,7 @@ def scale(
             model=model,
             budget=budget,
             pool=kept,
-            batch=batch,
+            batch=batch or (BATCH if endpoint is None else 1),
             subsets=subsets,
             told=steps(quiet),
         )

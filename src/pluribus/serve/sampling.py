@@ -1,10 +1,8 @@
 """The next token of one row: its own temperature, nucleus and stream of chance.
 
-    p = softmax(logits / temperature)      (v,)
-    nucleus: the fewest likeliest tokens with sum p >= top_p (Holtzman et al., 2020, section 3.1)
-
 Chance is a number drawn for each token from a generator of the request's own, so what else is in
-the batch does not matter. Log-probabilities are those of the model, before the temperature.
+the batch does not matter (see `core.chance`). Log-probabilities are those of the model, before the
+temperature.
 """
 
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pluribus.core import chance
 from pluribus.core.shapes import Float
 
 
@@ -55,25 +54,9 @@ class Sampler:
         """Return the next token."""
         if self.sampling.greedy:
             return int(logits.argmax())
-        # In float64 on the processor: the sum of many small terms, and the same bits everywhere.
-        scaled = logits.double().cpu() / max(self.sampling.temperature, 1e-5)
-        p = scaled.softmax(0)
         u = torch.rand(1, generator=self.chance, dtype=torch.float64)
-        if self.sampling.top_p >= 1.0:
-            return _drawn(p, u)
-        order = p.argsort(descending=True, stable=True)
-        p = p[order]
-        before = p.cumsum(0) - p
-        kept = int((before < self.sampling.top_p).sum())  # the first is always kept
-        return int(order[_drawn(p[:kept], u)])
-
-
-def _drawn(p: Float[Tensor, " v"], u: Float[Tensor, " 1"]) -> int:
-    """Return the index whose share of [0, sum p) holds u; one without a share is never drawn."""
-    edges = p.cumsum(0)
-    found = int(torch.searchsorted(edges, u * edges[-1], right=True))
-    last = int(p.nonzero()[-1])
-    return min(found, last)
+        given = self.sampling
+        return int(chance.drawn(logits[None], u, given.temperature, given.top_p))
 
 
 def likely(logits: Float[Tensor, " v"], token: int, count: int) -> Likely:

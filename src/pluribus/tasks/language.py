@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pluribus.core import beginning
+from pluribus.core.beginning import Opening, padded
 from pluribus.core.errors import InputError
 from pluribus.core.optional import optional
 from pluribus.core.renamed import cache_name
@@ -32,7 +32,6 @@ from pluribus.tasks.task import sample
 
 BATCH_TOKENS = 4096  # of one forward pass, padding included
 LOGITS = 1 << 25  # of one forward pass over choices
-LEAST = 16  # tokens that rows must share to read them apart
 
 
 class Question(NamedTuple):
@@ -40,29 +39,6 @@ class Question(NamedTuple):
 
     shared: list[int]
     rests: list[list[int]]
-
-
-class Opening(NamedTuple):
-    """What all rows begin with, and the cache of it; nothing and None where they share none."""
-
-    tokens: list[int]
-    cache: Any
-
-    def before(
-        self, rows: Sequence[Sequence[int]], device: torch.device, whole: bool = False
-    ) -> tuple[Int[Tensor, "b s"], Int[Tensor, "b t"], Any]:
-        """Return rows padded behind the opening, the mask of all, and the opening's cache for each.
-
-        The ids are those behind the opening, or with `whole` all.
-        """
-        count = len(self.tokens)
-        ids, seen = _padded([row[count:] for row in rows], left=True, device=device)
-        if self.cache is None:
-            return ids, seen, None
-        first = torch.tensor([self.tokens], device=device).expand(len(rows), -1)
-        seen = torch.cat((torch.ones_like(first), seen), 1)
-        ids = torch.cat((first, ids), 1) if whole else ids
-        return ids, seen, beginning.repeated(self.cache, len(rows))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +154,7 @@ class CausalLM:
                 asked[i] = Question(shared[over:] or shared[-1:], rests)
                 cut += 1
         scores = torch.empty(len(asked), len(choices))
-        opening = self._opening([q.shared for q in asked])
+        opening = Opening.of(self.model, [q.shared for q in asked], self._device)
         done = 0
         for rows in _batches([len(q.shared) for q in asked], self.batch_tokens):
             scores[rows] = self._score([asked[i] for i in rows], opening)
@@ -203,15 +179,6 @@ class CausalLM:
                 "tokenizer must begin them alike"
             )
         return Question(whole[0][:shared], [tokens[shared:] for tokens in whole])
-
-    def _opening(self, rows: Sequence[Sequence[int]]) -> Opening:
-        """Read once what all rows begin with, such as worked examples."""
-        count = beginning.common(rows) if len(rows) > 1 else 0
-        if count < LEAST:
-            return Opening([], None)
-        ids = torch.tensor([rows[0][:count]], device=self._device)
-        cache = beginning.read(self.model, ids)
-        return Opening([], None) if cache is None else Opening(list(rows[0][:count]), cache)
 
     def _score(self, asked: list[Question], opening: Opening) -> Float[Tensor, "b v"]:
         device = self._device
@@ -240,8 +207,8 @@ class CausalLM:
             chosen = [further[i] for i in batch]
             rests, width = [[q.rests[i] for i in chosen] for q in asked], len(chosen)
             flat = [rest for row in rests for rest in row]  # (b * width) token lists
-            ids, own = _padded([rest[:-1] for rest in flat], left=False, device=seen.device)
-            wanted, _ = _padded([rest[1:] for rest in flat], left=False, device=seen.device)
+            ids, own = padded([rest[:-1] for rest in flat], left=False, device=seen.device)
+            wanted, _ = padded([rest[1:] for rest in flat], left=False, device=seen.device)
             before = seen.repeat_interleave(width, 0)
             places = before.sum(1, keepdim=True) + torch.arange(ids.shape[1], device=ids.device)
             if hasattr(cache, "batch_repeat_interleave"):
@@ -251,7 +218,7 @@ class CausalLM:
                 logits = out.logits
             else:  # a model that keeps no such cache reads the question once a choice
                 shared = [asked[i].shared for i in range(b) for _ in range(width)]
-                start, _ = _padded(shared, left=True, device=seen.device)
+                start, _ = padded(shared, left=True, device=seen.device)
                 out = self._run(torch.cat((start, ids), 1), torch.cat((before, own), 1))
                 logits = out.logits[:, length:]
             likely = _likely(logits, wanted[..., None])[..., 0]
@@ -290,7 +257,7 @@ class CausalLM:
             pad_token_id=0 if first is None else first,
         )
         answers = [""] * len(encoded)
-        opening = self._opening(encoded)
+        opening = Opening.of(self.model, encoded, self._device)
         done = 0
         model: Any = self.model
         for rows in _batches([len(tokens) + most for tokens in encoded], self.batch_tokens):
@@ -383,17 +350,3 @@ def _batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
         count = max(1, budget // max(lengths[order[0]], 1))
         yield order[:count]
         order = order[count:]
-
-
-def _padded(
-    rows: Sequence[Sequence[int]], *, left: bool, device: torch.device
-) -> tuple[Int[Tensor, "b s"], Int[Tensor, "b s"]]:
-    """Return rows of tokens as one tensor, 0 where there is none, and a mask of what is there."""
-    width = max(map(len, rows))
-    ids = torch.zeros(len(rows), width, dtype=torch.long)
-    seen = torch.zeros(len(rows), width, dtype=torch.long)
-    for i, row in enumerate(rows):
-        span = slice(width - len(row), width) if left else slice(0, len(row))
-        ids[i, span] = torch.tensor(row, dtype=torch.long)
-        seen[i, span] = 1
-    return ids.to(device), seen.to(device)

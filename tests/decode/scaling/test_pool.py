@@ -64,6 +64,54 @@ def test_a_pool_is_the_same_however_it_is_filled(tmp_path, batch):
         assert drawn(pool) == WHOLE
 
 
+class Together(Scripted):
+    """Answers rows of several prompts, and notes how many there were."""
+
+    def __init__(self):
+        super().__init__(numbered)
+        self.rows = []
+
+    def sample_many(self, prompts, seeds, **settings):
+        assert "seed" not in settings
+        self.rows.append(list(prompts))
+        return [self.sample(p, seed=s, **settings)[0] for p, s in zip(prompts, seeds, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("batch", "requests"),
+    [(2, 0), (9, 0), (10, 1), (100, 1)],  # 5 samples of each of 2 problems
+)
+def test_a_request_with_room_for_two_problems_takes_both(tmp_path, batch, requests):
+    path, model, told = tmp_path / "pool.jsonl", Together(), []
+    with Pool(Sampling(), model="m", path=path) as pool:
+        pool.fill(PROBLEMS, model, 5, batch=batch, told=lambda *step: told.append(step))
+        assert drawn(pool) == WHOLE
+    assert model.rows == [["p"] * 5 + ["q"] * 5] * requests
+    assert told[-1] == ("samples", 10, 10)
+    with Pool(Sampling(), model="m", path=path) as pool:
+        assert drawn(pool) == WHOLE
+
+
+def test_a_request_of_several_problems_takes_what_they_lack(tmp_path):
+    path, model = tmp_path / "pool.jsonl", Together()
+    with Pool(Sampling(), model="m", path=path) as pool:
+        pool.fill(PROBLEMS[1:], Scripted(numbered), 2)
+    with Pool(Sampling(), model="m", path=path) as pool:
+        pool.fill(PROBLEMS, model, 5, batch=10)
+        assert drawn(pool) == WHOLE
+        assert model.rows == [["p"] * 5 + ["q"] * 3]
+        pool.fill(PROBLEMS, model, 5, batch=10)
+        assert len(model.rows) == 1
+
+
+def test_limits_of_tokens_are_each_problems_own(tmp_path):
+    model = Together()
+    with Pool(Sampling()) as pool:
+        pool.fill(PROBLEMS, model, 5, batch=10, tokens=1)
+        assert [len(samples) for samples in drawn(pool)] == [5, 5]  # one request each
+    assert model.rows == []
+
+
 def test_a_line_that_was_cut_off_is_drawn_again(tmp_path):
     path = tmp_path / "pool.jsonl"
     with Pool(Sampling(), path=path) as pool:

@@ -4,7 +4,8 @@ The file is a journal: its first line says what drew the samples (model and sett
 line is one sample of one problem, or the result of one strategy on one problem. A run that was
 killed goes on where it stopped and loses at most the request under way, which is one sample unless
 a larger batch is asked for. Sample i of a problem has the seed `sampling.seed` + i, whatever was
-drawn before it, so a pool that was interrupted or enlarged holds the same samples.
+drawn before it, so a pool that was interrupted or enlarged holds the same samples, if requests have
+one sample, or those of several problems. (Several samples of one problem share the first's seed.)
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -85,16 +86,20 @@ class Pool:
     ) -> None:
         """Draw until every problem has n samples, `batch` in a request.
 
-        `tokens` limits what is written for one problem: none is begun once it is reached. Raises
+        Where a request has room for all samples of two problems or more and the generator has
+        `sample_many`, it takes several: one pass of the model writes a token of each. `tokens`
+        limits what is written for one problem: none is begun once it is reached. Raises
         InputError for n or batch < 1, or two problems that are the same.
         """
         if n < 1 or batch < 1:
             raise InputError(f"n is {n} and batch {batch}; give at least 1")
         check_identities(problems)
+        many = getattr(generator, "sample_many", None)
+        if many is not None and tokens is None and batch >= 2 * n:
+            return self._fill_together(problems, many, n, batch, told)
         total, settings = n * len(problems), asdict(self.sampling)
         for place, problem in enumerate(problems):
-            name = identity(problem)
-            kept = self._samples.setdefault(name, [])
+            kept = self._samples.setdefault(identity(problem), [])
             while len(kept) < n and not (
                 tokens is not None and sum(one.tokens for one in kept) >= tokens
             ):
@@ -103,21 +108,44 @@ class Pool:
                     made = generator.sample(problem.question, min(batch, n - len(kept)), **asked)
                 except BudgetSpent:
                     return
-                if self._journal is not None:
-                    self._journal.append(
-                        *(
-                            {
-                                "kind": "sample",
-                                "problem": name,
-                                "sample": len(kept) + i,
-                                **one.to_dict(),
-                            }
-                            for i, one in enumerate(made)
-                        )
-                    )
-                kept += made
+                self._add([(problem, len(kept) + i) for i in range(len(made))], made)
                 if told is not None:
                     told("samples", place * n + min(len(kept), n), total)
+
+    def _fill_together(
+        self,
+        problems: Sequence[Problem],
+        many: Callable[..., list[Completion]],
+        n: int,
+        batch: int,
+        told: OnStep | None,
+    ) -> None:
+        """Draw for several problems in a request, those with questions of like length."""
+        settings = asdict(self.sampling)
+        seed = settings.pop("seed")
+        wanted = [
+            (problem, number)
+            for problem in sorted(problems, key=lambda one: len(one.question))
+            for number in range(len(self.samples(problem)), n)
+        ]
+        for low in range(0, len(wanted), batch):
+            some = wanted[low : low + batch]
+            seeds = [seed + number for _, number in some]
+            self._add(some, many([problem.question for problem, _ in some], seeds, **settings))
+            if told is not None:
+                done = n * len(problems) - len(wanted) + low + len(some)
+                told("samples", done, n * len(problems))
+
+    def _add(self, places: Sequence[tuple[Problem, int]], made: Sequence[Completion]) -> None:
+        """Keep samples of problems with these numbers; those of a problem come in order."""
+        lines = [
+            {"kind": "sample", "problem": identity(problem), "sample": number, **one.to_dict()}
+            for (problem, number), one in zip(places, made, strict=True)
+        ]
+        if self._journal is not None:
+            self._journal.append(*lines)
+        for (problem, _), one in zip(places, made, strict=True):
+            self._samples.setdefault(identity(problem), []).append(one)
 
     def keep(self, strategy: str, problem: Problem, result: Mapping[str, Any]) -> None:
         """Keep what a strategy found, so that it isn't run again."""
