@@ -1,10 +1,12 @@
 """Modes: what is asked, read and counted."""
 
+from dataclasses import replace
+
 import pytest
 
 from pluribus.agents import Scripted
 from pluribus.agents.thinking import ByStrategy, CoT, Direct, Task
-from pluribus.agents.thinking.modes import choice, marked
+from pluribus.agents.thinking.modes import choice, marked, try_all
 from pluribus.agents.thinking.spelled import modes
 from pluribus.core.errors import InputError, RecipeError
 from pluribus.decode.scaling import Budget, SelfConsistency
@@ -92,6 +94,38 @@ def test_a_strategy_votes_over_marked_thoughts():
     assert mode.name == "self_consistency"
     assert mode.most_tokens == 4 * 2048
     assert ByStrategy(strategy=SelfConsistency(n=4), most_tokens=99).most_tokens == 99
+
+
+class Together(Scripted):
+    """Answers rows of several prompts."""
+
+    def __init__(self):
+        super().__init__(lambda asked: "Yes" if "1" in asked.prompt else "So. Answer: No and no")
+        self.requests = 0
+
+    def sample_many(self, prompts, seeds, **settings):
+        self.requests += 1
+        return [self.sample(p, seed=s, **settings)[0] for p, s in zip(prompts, seeds, strict=True)]
+
+
+@pytest.mark.parametrize("mode", [Direct(seed=3), CoT(max_tokens=3, temperature=0.5)])
+def test_problems_are_asked_together_as_each_would_be(mode):
+    problems = [replace(PROBLEM, question=f"Is it {i}?") for i in range(3)]
+    alone, model = Together(), Together()
+    wanted = [mode.run(one, alone) for one in problems]
+    assert try_all(mode, problems, model) == wanted
+    assert len({one.answer for one in wanted}) == 2
+    assert (model.requests, alone.requests) == (1, 0)
+    assert model.asked == alone.asked  # prompts, seeds, temperature and limits
+
+
+def test_problems_are_asked_one_by_one_where_a_request_cannot_tell_them_apart():
+    problems, votes = [PROBLEM, PROBLEM], ByStrategy(strategy=SelfConsistency(n=2))
+    model = Together()
+    assert len(try_all(Direct(), problems, model, Budget(tokens=5))) == 2  # of each problem
+    assert len(try_all(votes, problems, model)) == 2
+    assert model.requests == 0
+    assert len(try_all(Direct(), problems, Scripted(["Yes", "No"]))) == 2
 
 
 def test_modes_as_text():

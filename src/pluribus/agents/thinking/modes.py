@@ -144,6 +144,29 @@ _checked(Direct, "direct")
 _checked(CoT, "cot")
 
 
+def try_all(
+    mode: Mode, problems: Sequence[Problem], model: Generator, budget: Budget | None = None
+) -> list[Attempt]:
+    """Return an attempt at each problem.
+
+    `Direct` and `CoT` ask a model that has `sample_many` for all at once, if there is no budget.
+    """
+    many = getattr(model, "sample_many", None)
+    if many is None or budget is not None or not isinstance(mode, Direct | CoT):
+        return [mode.run(one, model, budget) for one in problems]
+    made = many(
+        [fill(mode.template, question=one.question) for one in problems],
+        [mode.seed] * len(problems),
+        temperature=mode.temperature,
+        max_tokens=mode.max_tokens,
+    )
+    whole = isinstance(mode, Direct)
+    return [
+        Attempt(read(problem, one.text, whole=whole), one.text, one.tokens)
+        for problem, one in zip(problems, made, strict=True)
+    ]
+
+
 def _asked(
     mode: Direct | CoT, problem: Problem, model: Generator, budget: Budget | None, whole: bool
 ) -> Attempt:

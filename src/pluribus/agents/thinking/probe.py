@@ -25,7 +25,7 @@ from pluribus.agents.thinking.effect import (
     check_prices,
     compare,
 )
-from pluribus.agents.thinking.modes import Attempt, CoT, Direct, Mode
+from pluribus.agents.thinking.modes import Attempt, CoT, Direct, Mode, try_all
 from pluribus.agents.thinking.sequential import ConfidenceSequence
 from pluribus.agents.thinking.tasks import Task
 from pluribus.core.errors import InputError
@@ -102,7 +102,7 @@ class CoTProbe:
         while done < len(problems) and len(alive) > 1:
             batch = problems[done : done + BATCH]
             for k in alive:
-                attempts[k] += [self.modes[k].run(one, model, self.budget) for one in batch]
+                attempts[k] += try_all(self.modes[k], batch, model, self.budget)
             for (i, j), sequence in race.items():
                 if i in alive and j in alive:
                     sequence.add(self._nets(attempts[i], attempts[j], problems, done, len(batch)))

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from pluribus.agents.thinking.effect import arm
-from pluribus.agents.thinking.modes import ByStrategy, CoT, Direct
+from pluribus.agents.thinking.modes import ByStrategy, CoT, Direct, try_all
 from pluribus.agents.thinking.tasks import Task
 from pluribus.core.errors import InputError
 from pluribus.decode.scaling.budget import Budget
@@ -53,6 +53,6 @@ def pick(
     answers = [problem.answer for problem in task.problems]
     told = []
     for place, way in enumerate(ways):
-        made = arm(way.name, [way.run(one, model, budget) for one in task.problems], answers)
+        made = arm(way.name, try_all(way, task.problems, model, budget), answers)
         told.append((-made.accuracy, made.tokens, place))
     return ways[min(told)[2]]
