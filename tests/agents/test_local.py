@@ -56,6 +56,20 @@ class Long:
         return [min(1.0, len(step) / 50) for step in candidate]
 
 
+def shapes_read(model, monkeypatch):
+    """Return a list that gets the shape of the ids of every pass."""
+    read = []
+    forward = type(model).forward
+
+    def counted(self, input_ids=None, **given):
+        read.append(tuple(input_ids.shape))
+        return forward(self, input_ids=input_ids, **given)
+
+    counted.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
+    monkeypatch.setattr(type(model), "forward", counted)
+    return read
+
+
 def greedy(opened, text, count):
     ids = opened.tokenizer(text, return_tensors="pt")["input_ids"]
     made = opened.model.generate(ids, max_new_tokens=count, do_sample=False)
@@ -83,15 +97,7 @@ def test_a_prompt_is_read_once(kind, batch, opened, monkeypatch):
     with monkeypatch.context() as apart:
         apart.setattr(LocalModel, "_read", lambda *_: None)
         wanted = model.sample(PROMPT, **asked)
-    read = []
-    forward = type(opened.model).forward
-
-    def counted(self, input_ids=None, **given):
-        read.append(tuple(input_ids.shape))
-        return forward(self, input_ids=input_ids, **given)
-
-    counted.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
-    monkeypatch.setattr(type(opened.model), "forward", counted)
+    read = shapes_read(opened.model, monkeypatch)
     assert model.sample(PROMPT, **asked) == wanted
     assert len({one.text for one in wanted}) > 1
     length = len(opened.tokenizer(PROMPT)["input_ids"])
@@ -145,15 +151,7 @@ def test_each_prompt_is_read_once_and_what_all_begin_with_too(opened, monkeypatc
     with monkeypatch.context() as apart:
         apart.setattr("pluribus.core.beginning.LEAST", 1 << 30)
         wanted = model.sample_many(prompts, [1, 2, 3], **MANY)
-    read = []
-    forward = type(opened.model).forward
-
-    def counted(self, input_ids=None, **given):
-        read.append(tuple(input_ids.shape))
-        return forward(self, input_ids=input_ids, **given)
-
-    counted.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
-    monkeypatch.setattr(type(opened.model), "forward", counted)
+    read = shapes_read(opened.model, monkeypatch)
     assert model.sample_many(prompts, [1, 2, 3], **MANY) == wanted
     rows = [opened.tokenizer(one)["input_ids"] for one in prompts]
     shared = beginning.common(rows)
