@@ -193,7 +193,8 @@ class LocalModel:
             if ids.shape[1] - done > 1:
                 cache = beginning.read(self.model, ids[:, done:-1], seen[:, :-1], cache)
             if cache is not None:
-                cache.batch_select_indices(torch.arange(len(counts)).repeat_interleave(counts))
+                places = torch.arange(len(counts), device=device)
+                cache.batch_select_indices(places.repeat_interleave(counts))
             inputs = {
                 "input_ids": ids.repeat_interleave(counts, 0),
                 "attention_mask": seen.repeat_interleave(counts, 0),
@@ -364,9 +365,9 @@ class _Chances:
     def __call__(self, ids: "Tensor", scores: "Tensor") -> "Tensor":
         import torch
 
-        u = [torch.rand(1, generator=stream, dtype=torch.float64) for stream in self.streams]
         from pluribus.core.chance import drawn
 
+        u = [torch.rand(1, generator=stream, dtype=torch.float64) for stream in self.streams]
         tokens = drawn(scores, torch.cat(u), self.temperature, self.top_p).to(scores.device)
         left = torch.full_like(scores, -torch.inf)
         return left.scatter(1, tokens[:, None], 0.0)
