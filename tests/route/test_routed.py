@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.func import functional_call
 
 from pluribus.core.errors import InputError, MismatchError, NonFiniteError
@@ -215,7 +216,7 @@ class Turned(nn.Module):
 
 
 @pytest.mark.parametrize("kind", ["one-hot", "soft", "zeros"])
-@pytest.mark.parametrize("way", ["packed", "by row", "whole"])
+@pytest.mark.parametrize("way", ["fused", "by row", "packed", "whole"])
 def test_every_way_of_adding_takes_inputs_as_they_lie(way, kind, monkeypatch):
     monkeypatch.setattr("pluribus.route._banks.quickest", lambda *_: way)
     build = partial(nn.Sequential, Turned(), nn.Linear(8, 16), nn.Tanh(), Turned(), nn.Linear(5, 3))
@@ -225,6 +226,26 @@ def test_every_way_of_adding_takes_inputs_as_they_lie(way, kind, monkeypatch):
     with torch.no_grad():
         found = routed(x, weights=table)
         torch.testing.assert_close(found, reference(routed, table, x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+def test_rows_may_be_mapped_and_differentiated_forwards(monkeypatch):
+    """What runs outside of torch would fail in the one, and lose the parts' share in the other."""
+    base, parts = made(MODELS["linear"][0], "low_rank")
+    routed, x = Routed(base, parts), torch.randn(5, 4, 8)
+    table, ahead = weights_of("one-hot", 4, 3), torch.randn(4, 8)
+    with torch.no_grad():
+        one_by_one = torch.stack([routed(some, weights=table) for some in x])
+        mapped = torch.func.vmap(lambda some: routed(some, weights=table))(x)
+        torch.testing.assert_close(mapped, one_by_one)
+        _, by_function = torch.func.jvp(lambda some: routed(some, weights=table), (x[0],), (ahead,))
+        with forward_ad.dual_level():
+            y = routed(forward_ad.make_dual(x[0], ahead), weights=table)
+            by_dual = forward_ad.unpack_dual(y).tangent
+        reference_to = partial(reference, routed, table)
+        _, expected = torch.func.jvp(reference_to, (x[0],), (ahead,))
+    torch.testing.assert_close(by_function, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(by_dual, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 33])

@@ -19,11 +19,13 @@ T = TypeVar("T")
 class Packed(NamedTuple):
     """The rows that use each part, side by side: u parts in use, n places for the rows of each."""
 
-    used: list[int]  # numbers among the members that were asked for
+    used: Int[Tensor, " u"]  # numbers among the members that were asked for
     table: Float[Tensor, "b u"]  # weights of the parts in use
     rows: Int[Tensor, "u n"]  # a place that nobody needs has row 0
-    weights: Float[Tensor, "u n"] | None  # and weight 0; None: all rows have k parts, of weight 1
+    weights: Float[Tensor, "u n"]  # and weight 0
+    plain: bool  # whether all rows have k parts, of weight 1
     slots: Int[Tensor, "b k"]  # where among the u n places a row's parts are
+    parts: Int[Tensor, "b k"]  # which of the members those are
 
 
 class Route:
@@ -75,11 +77,16 @@ class Route:
             slots[who[by_row], _within(who[by_row], columns)] = slot[by_row]
             places = slots.new_zeros(len(used) * most)
             places[slot] = who
-            weights = None
-            if not even or not bool((plain[who, parts] == 1).all()):
-                weights = table.new_zeros(len(used) * most)
-                weights = weights.index_put((slot,), table[who, parts]).view(len(used), most)
-            return Packed(used.tolist(), table, places.view(len(used), most), weights, slots)
+            weights = table.new_zeros(len(places)).index_put((slot,), table[who, parts])
+            return Packed(
+                used=used,
+                table=table,
+                rows=places.view(len(used), most),
+                weights=weights.view(len(used), most),
+                plain=even and bool((plain[who, parts] == 1).all()),
+                slots=slots,
+                parts=used[slots // most],
+            )
 
         return self._once(("packed", rows, members), made)
 

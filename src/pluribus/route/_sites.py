@@ -35,6 +35,7 @@ CONVOLUTIONS: dict[type, Callable[..., Tensor]] = {
     nn.Conv2d: F.conv2d,
     nn.Conv3d: F.conv3d,
 }
+NONE = Banks()
 
 
 def mixer(module: nn.Module) -> "type[Site] | None":
@@ -86,7 +87,7 @@ class Site(nn.Module, ABC):
 
     def of(self, name: str) -> Banks:
         """Return the banks of one of the module's tensors."""
-        return self.banks[name] if name in self.banks else Banks()  # type: ignore[return-value]
+        return self.banks._modules.get(name) or NONE  # type: ignore[return-value]
 
     def attach(self, current: Current) -> Any:
         """Mix whenever the module runs and a route is set; return the hook's handle."""
@@ -94,7 +95,8 @@ class Site(nn.Module, ABC):
         def hook(module: nn.Module, args: tuple, kwargs: dict, out: Any) -> Any:
             if current.route is None:
                 return None
-            self.seen = True
+            if not self.seen:
+                self.seen = True
             x = args[0] if args else next(iter(kwargs.values()))
             return self.mix(x, out, current.route)
 
