@@ -175,13 +175,12 @@ def test_labels_of_the_verifier(text, labels):
 
 def test_the_verifier_learns_and_leaves_the_writer_alone(monkeypatch):
     """Traces that say 9 are right, those that say 8 are not: seen from the last step on."""
-    monkeypatch.setattr(_sums, "LEARNING", 60)
     monkeypatch.setattr(_sums, "LEARNING_RATE", 1e-2)
     monkeypatch.setattr(_sums, "ROWS", 8)
     writer, problem = untrained(), sum_of("4+4+1=")
     before = {name: value.clone() for name, value in writer.model.state_dict().items()}
     traces = [(problem, f"4+4>8;8+1>{end};#{end}") for end in (9, 8)]
-    head = _sums.verifier(writer, traces, random.Random(0))
+    head = _sums.verifier(writer, traces, random.Random(0), 60)
     right = head.score(problem, ["4+4>8;", "8+1>9;", "#9"])
     wrong = head.score(problem, ["4+4>8;", "8+1>8;", "#8"])
     assert len(right) == 3
@@ -197,7 +196,9 @@ def pool_of(texts):
     problems = [sum_of(question) for question in texts]
     pool = Pool(Sampling())
     drawn = {one: [Completion(text, len(text)) for text in own] for one, own in texts.items()}
-    pool.fill(problems, Scripted(lambda asked: drawn[asked.prompt][asked.seed - 42]), 4)
+    first = {one.question: one.seed(pool.sampling.seed) for one in problems}
+    model = Scripted(lambda asked: drawn[asked.prompt][asked.seed - first[asked.prompt]])
+    pool.fill(problems, model, 4)
     return pool, problems
 
 
@@ -221,7 +222,8 @@ def four(monkeypatch):
 def test_votes_by_hand(four):
     pool, problems = four
     likes = Likes("#3")
-    out = claim.voted(pool, problems, {"exact": Exact(), "head": likes, "frozen": likes})
+    heads = dict.fromkeys(("head", "head of few traces", "frozen"), likes)
+    out = claim.voted(pool, problems, {"exact": Exact(), **heads})
     assert out["pass@1"] == pytest.approx(37.5)
     assert out["pass@4"] == out["exact@4"] == 100
     assert out["majority@4"] == 50  # 6 was seen first; 4 wins
@@ -300,9 +302,8 @@ def test_figures(monkeypatch):
         "HELD_OUT": 2,
         "SAMPLES": 2,
         "TESTS": 2,
-        "TRACES": 8,
-        "EACH": 2,
-        "LEARNING": 2,
+        "MANY": _sums.Lessons(8, 1, 2),
+        "FEW": _sums.Lessons(8, 2, 2),
     }
     for name, value in sizes.items():
         monkeypatch.setattr(_sums, name, value)

@@ -14,7 +14,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from math import ceil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
@@ -41,10 +41,22 @@ HELD_OUT = 256  # sums that tell when
 TEMPERATURE = 0.8
 SAMPLES = 16
 TESTS = 200
-TRACES, EACH = 5000, 8  # traces that verifiers learn from, and how many are of one sum
 JUDGED = 1000  # traces that the frozen head is fitted to
-LEARNING, LEARNING_RATE = 400, 1e-3  # steps of the verifier
+LEARNING_RATE = 1e-3  # of the verifiers
+BATCH = 128  # traces in a request
 DRAWN = Sampling(temperature=TEMPERATURE, max_tokens=LENGTH)
+
+
+class Lessons(NamedTuple):
+    """What a verifier learns from: traces, how many of them are of one sum, and steps."""
+
+    traces: int
+    each: int
+    steps: int
+
+
+MANY = Lessons(20_000, 1, 1200)
+FEW = Lessons(5000, 8, 400)
 
 
 def asked(numbers: Sequence[int]) -> str:
@@ -96,9 +108,13 @@ def verifier(
     writer: "LocalModel",
     traces: Sequence[tuple[Problem, str]],
     rng: random.Random,
+    steps: int,
     on_step: OnStep | None = None,
 ) -> "Head":
-    """Return a head on a copy of the writer, both trained on traces at each step's end."""
+    """Return a head on a copy of the writer, both trained on traces at each step's end.
+
+    The rate rises over 50 steps and falls to 0 at the last of `steps`.
+    """
     from pluribus.agents import LocalModel
     from pluribus.decode.scaling.verifiers.head import Head
     from pluribus.decode.stack import Opened
@@ -112,9 +128,9 @@ def verifier(
     own = [*model.parameters(), *head.parameters()]
     optimiser = torch.optim.AdamW(own, weight_decay=0.01)
     model.train()
-    for step in range(LEARNING):
+    for step in range(steps):
         for group in optimiser.param_groups:
-            group["lr"] = LEARNING_RATE * min(1, (step + 1) / _chars.WARM) * (1 - step / LEARNING)
+            group["lr"] = LEARNING_RATE * min(1, (step + 1) / _chars.WARM) * (1 - step / steps)
         taken = rng.choices(told, k=ROWS)
         ids = torch.zeros(ROWS, max(len(one[0]) for one in taken), dtype=torch.long)
         for row, (tokens, _, _) in enumerate(taken):
@@ -129,7 +145,7 @@ def verifier(
         nn.utils.clip_grad_norm_(own, 1.0)
         optimiser.step()
         if on_step is not None:
-            on_step("training a verifier", step + 1, LEARNING)
+            on_step("training a verifier", step + 1, steps)
     model.eval()
     reader = LocalModel(Opened(model, words), chat="no")
     return Head(reader, head.weight.detach()[0].double(), float(head.bias.detach()))
@@ -189,21 +205,41 @@ def trained(
 
 def heads(
     seed: int, model: "LocalModel", tests: list[Problem], on_step: OnStep | None = None
-) -> tuple["Head", "Head", dict[str, float]]:
-    """Return the verifier of the writer's size, and the frozen one, trained on the same traces."""
-    from pluribus.decode.scaling.pool import Pool
+) -> tuple[dict[str, "Head"], dict[str, float]]:
+    """Return verifiers: of the writer's size, from many traces and from few, and the frozen one."""
     from pluribus.decode.scaling.verifiers.head import Head, Labelled
 
-    rng = random.Random(f"sums/{seed}/traces")
-    learned = problems(rng, ceil(TRACES / EACH), but=tests)
+    found: dict[str, Head] = {}
+    out: dict[str, float] = {}
+    for name, lessons in (("head", MANY), ("head of few traces", FEW)):
+        rng = random.Random(f"sums/{seed}/{name}")
+        traces = traced(seed, model, lessons, tests, rng, on_step)
+        found[name] = verifier(model, traces, rng, lessons.steps, on_step)
+        labels = [float(one.find(text) == one.answer) for one, text in traces]
+        out[f"{name}: traces right"] = 100 * sum(labels) / len(labels)
+        if name == "head":
+            own = [
+                Labelled(one, (text,), label)
+                for (one, text), label in zip(traces, labels, strict=True)
+            ]
+            judged_by = random.Random(f"sums/{seed}/frozen").sample(own, min(JUDGED, len(own)))
+            found["frozen"] = Head.train(model, judged_by)
+    return found, out
+
+
+def traced(
+    seed: int,
+    model: "LocalModel",
+    lessons: Lessons,
+    tests: Sequence[Problem],
+    rng: random.Random,
+    on_step: OnStep | None = None,
+) -> list[tuple[Problem, str]]:
+    """Return traces of sums that are not among the tests, those left out that say nothing."""
+    from pluribus.decode.scaling.pool import Pool
+
+    asked = problems(rng, ceil(lessons.traces / lessons.each), but=tests)
     pool = Pool(replace(DRAWN, seed=1 + seed))
-    pool.fill(learned, model, EACH, batch=EACH, told=on_step)
-    traces = [(one, made.text) for one in learned for made in pool.samples(one)][:TRACES]
-    traces = [(one, text) for one, text in traces if text]
-    right = [one.find(text) == one.answer for one, text in traces]
-    head = verifier(model, traces, rng, on_step=on_step)
-    own = [
-        Labelled(one, (text,), float(one.find(text) == one.answer))
-        for one, text in rng.sample(traces, min(JUDGED, len(traces)))
-    ]
-    return head, Head.train(model, own), {"traces right": 100 * sum(right) / len(right)}
+    pool.fill(asked, model, lessons.each, batch=BATCH, told=on_step)
+    found = [(one, made.text) for one in asked for made in pool.samples(one)][: lessons.traces]
+    return [(one, text) for one, text in found if text]

@@ -6,8 +6,10 @@ On 200 sums that it was not trained on, all by `pluribus.decode.scaling`:
 
     majority, weighted, best    of one pool of 16 samples a sum; subsets of it for smaller sizes
     exact                       the checker that knows the answer
-    head                        a verifier of the writer's size, trained on 5,000 of its own traces
-    frozen head                 the same by `Head.train` on the writer's states as they are
+    head                        a verifier of the writer's size, trained on 20,000 traces that the
+                                writer drew, each of another sum
+    head of few traces          the same, trained on 5,000 traces of 625 sums
+    frozen head                 one by `Head.train` on the writer's states as they are
     beam search                 8 beams, 2 kept, by the head's score of each step
     budget forcing              at most 8, 16 or 32 tokens of thought, one early end not taken
 
@@ -114,6 +116,12 @@ def _checks() -> Iterator[Check]:
         margin=3.0,
     )
     yield Check(
+        text="vote weighted by the head of few traces, over majority",
+        left="few weighted@16",
+        right="majority@16",
+        asserted=False,
+    )
+    yield Check(
         text="vote weighted by a head on the writer's own states, over majority",
         left="frozen weighted@16",
         right="majority@16",
@@ -155,11 +163,11 @@ def _of_pool(
     from pluribus.decode.scaling.pool import Pool
     from pluribus.decode.scaling.verifiers.exact import Exact
 
-    head, frozen, out = _sums.heads(seed, model, tests, on_step)
+    verifiers, out = _sums.heads(seed, model, tests, on_step)
     pool = Pool(replace(DRAWN, seed=100_000 + seed))
-    pool.fill(tests, model, SAMPLES, batch=SAMPLES, told=on_step)
-    out |= voted(pool, tests, {"exact": Exact(), "head": head, "frozen": frozen})
-    return out | searched(seed, model, pool, tests, head, on_step)
+    pool.fill(tests, model, SAMPLES, batch=_sums.BATCH, told=on_step)
+    out |= voted(pool, tests, {"exact": Exact(), **verifiers})
+    return out | searched(seed, model, pool, tests, verifiers["head"], on_step)
 
 
 def voted(
@@ -181,9 +189,10 @@ def voted(
         out |= {f"{name}@{point.n}": 100 * point.accuracy for point in points}
         right = [point.accuracy for point in points]
         out[f"{name} largest fall"] = 100 * max(0.0, *(a - b for a, b in pairwise(right)))
-    for name, strategy in (("weighted", Weighted()), ("best", BestOfN())):
-        [point] = curve({name: strategy}, tests, pool, verifiers["frozen"], ns=[SAMPLES])
-        out[f"frozen {name}@{SAMPLES}"] = 100 * point.accuracy
+    for judge, told in (("frozen", "frozen"), ("head of few traces", "few")):
+        for name, strategy in (("weighted", Weighted()), ("best", BestOfN())):
+            [point] = curve({name: strategy}, tests, pool, verifiers[judge], ns=[SAMPLES])
+            out[f"{told} {name}@{SAMPLES}"] = 100 * point.accuracy
     early = {"adaptive": SelfConsistency(confidence=0.95)}
     [point] = curve(early, tests, pool, ns=[SAMPLES])
     out["adaptive"] = 100 * point.accuracy
@@ -280,7 +289,7 @@ def additions(model: Generator, seed: int, on_step: OnStep | None = None) -> dic
         for a, b in pairs[SHOTS:]
     ]
     pool = Pool(Sampling(temperature=TEMPERATURE, max_tokens=4, stop=("\n",), seed=300_000 + seed))
-    pool.fill(asked, model, SAMPLES, batch=SAMPLES, told=on_step)
+    pool.fill(asked, model, SAMPLES, batch=4 * SAMPLES, told=on_step)
     [voted] = curve({"majority": SelfConsistency()}, asked, pool, ns=[SAMPLES])
     return {
         f"SmolLM2 majority@{SAMPLES}": 100 * voted.accuracy,

@@ -45,7 +45,16 @@ def drawn(pool):
     return [[one.text for one in pool.samples(problem)] for problem in PROBLEMS]
 
 
-WHOLE = [[f"p{42 + i}" for i in range(5)], [f"q{42 + i}" for i in range(5)]]
+WHOLE = [[f"{one.question}{one.seed(42) + i}" for i in range(5)] for one in PROBLEMS]
+
+
+def test_problems_have_seeds_of_their_own():
+    """By CRC-32 of what they are called, below 2^30."""
+    [first, second] = (one.seed(42) for one in PROBLEMS)
+    assert first == 42 + 0x83DCEFB7 % 2**30
+    assert second != first
+    assert Problem(question="another", id="1").seed(42) == first
+    assert Problem(question="1").seed(0) == first - 42
 
 
 @pytest.mark.parametrize("batch", [1, 2, 8])
@@ -134,7 +143,7 @@ import sys
 from pluribus.agents import Scripted
 from pluribus.decode.scaling import Pool, Problem, Sampling
 def slow(asked):
-    if asked.seed == 46:
+    if asked.seed == problem.seed(46):
         print("asked", flush=True)
         sys.stdin.read()  # until it is killed
     return f"{asked.prompt}{asked.seed}"

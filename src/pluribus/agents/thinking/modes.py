@@ -156,7 +156,7 @@ def try_all(
         return [mode.run(one, model, budget) for one in problems]
     made = many(
         [fill(mode.template, question=one.question) for one in problems],
-        [mode.seed] * len(problems),
+        [problem.seed(mode.seed) for problem in problems],
         temperature=mode.temperature,
         max_tokens=mode.max_tokens,
     )
@@ -170,7 +170,7 @@ def try_all(
 def _asked(
     mode: Direct | CoT, problem: Problem, model: Generator, budget: Budget | None, whole: bool
 ) -> Attempt:
-    made = Meter(model, budget, seed=mode.seed).sample(
+    made = Meter(model, budget, seed=problem.seed(mode.seed)).sample(
         fill(mode.template, question=problem.question),
         1,
         temperature=mode.temperature,

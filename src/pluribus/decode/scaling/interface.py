@@ -6,6 +6,7 @@ hybrid), *how* (stimulate, verify, search, aggregate), *where* (tasks), *how wel
 A text of a completion never holds the stop text it ended at, nor the prefix it went on from.
 """
 
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -123,6 +124,18 @@ class Problem:
     def of(cls, problem: "str | Problem") -> "Problem":
         """Return a problem; a text is a question."""
         return cls(question=problem) if isinstance(problem, str) else problem
+
+    @property
+    def name(self) -> str:
+        """What tells it from others: its id, else its question."""
+        return self.id or self.question
+
+    def seed(self, given: int) -> int:
+        """Return the seed of its samples, so that no two problems are drawn by the same chance.
+
+        With one seed for all, their errors would fall together, and no error bar would hold.
+        """
+        return given + zlib.crc32(self.name.encode()) % (1 << 30)
 
     def find(self, text: str) -> str | None:
         """Return the answer in a text; None if there is none, or `extract` raises.

@@ -3,9 +3,10 @@
 The file is a journal: its first line says what drew the samples (model and settings), each further
 line is one sample of one problem, or the result of one strategy on one problem. A run that was
 killed goes on where it stopped and loses at most the request under way, which is one sample unless
-a larger batch is asked for. Sample i of a problem has the seed `sampling.seed` + i, whatever was
-drawn before it, so a pool that was interrupted or enlarged holds the same samples, if requests have
-one sample, or those of several problems. (Several samples of one problem share the first's seed.)
+a larger batch is asked for. Sample i of a problem has the seed `problem.seed(sampling.seed)` + i,
+whatever was drawn before it, so a pool that was interrupted or enlarged holds the same samples, if
+requests have one sample, or those of several problems. (Several samples of one problem in a request
+share the first's seed.)
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -72,7 +73,7 @@ class Pool:
 
     def samples(self, problem: Problem) -> list[Completion]:
         """Return what was drawn of a problem."""
-        return list(self._samples.get(identity(problem), ()))
+        return list(self._samples.get(problem.name, ()))
 
     def fill(
         self,
@@ -99,11 +100,11 @@ class Pool:
             return self._fill_together(problems, many, n, batch, told)
         total, settings = n * len(problems), asdict(self.sampling)
         for place, problem in enumerate(problems):
-            kept = self._samples.setdefault(identity(problem), [])
+            kept = self._samples.setdefault(problem.name, [])
             while len(kept) < n and not (
                 tokens is not None and sum(one.tokens for one in kept) >= tokens
             ):
-                asked = {**settings, "seed": self.sampling.seed + len(kept)}
+                asked = {**settings, "seed": problem.seed(self.sampling.seed) + len(kept)}
                 try:
                     made = generator.sample(problem.question, min(batch, n - len(kept)), **asked)
                 except BudgetSpent:
@@ -130,7 +131,7 @@ class Pool:
         ]
         for low in range(0, len(wanted), batch):
             some = wanted[low : low + batch]
-            seeds = [seed + number for _, number in some]
+            seeds = [problem.seed(seed) + number for problem, number in some]
             self._add(some, many([problem.question for problem, _ in some], seeds, **settings))
             if told is not None:
                 done = n * len(problems) - len(wanted) + low + len(some)
@@ -139,29 +140,29 @@ class Pool:
     def _add(self, places: Sequence[tuple[Problem, int]], made: Sequence[Completion]) -> None:
         """Keep samples of problems with these numbers; those of a problem come in order."""
         lines = [
-            {"kind": "sample", "problem": identity(problem), "sample": number, **one.to_dict()}
+            {"kind": "sample", "problem": problem.name, "sample": number, **one.to_dict()}
             for (problem, number), one in zip(places, made, strict=True)
         ]
         if self._journal is not None:
             self._journal.append(*lines)
         for (problem, _), one in zip(places, made, strict=True):
-            self._samples.setdefault(identity(problem), []).append(one)
+            self._samples.setdefault(problem.name, []).append(one)
 
     def keep(self, strategy: str, problem: Problem, result: Mapping[str, Any]) -> None:
         """Keep what a strategy found, so that it isn't run again."""
         line = {
             "kind": "result",
             "strategy": strategy,
-            "problem": identity(problem),
+            "problem": problem.name,
             **result,
         }
-        self.results[strategy, identity(problem)] = line
+        self.results[strategy, problem.name] = line
         if self._journal is not None:
             self._journal.append(line)
 
     def result(self, strategy: str, problem: Problem) -> dict[str, Any] | None:
         """Return what `keep` was given, or None."""
-        return self.results.get((strategy, identity(problem)))
+        return self.results.get((strategy, problem.name))
 
     def close(self) -> None:
         """Let go of the file."""
@@ -175,18 +176,13 @@ class Pool:
         self.close()
 
 
-def identity(problem: Problem) -> str:
-    """Return what a problem is called in a pool: its id, else its question."""
-    return problem.id or problem.question
-
-
 def check_identities(problems: Sequence[Problem]) -> None:
     """Raise InputError for no problem, or for two that are called the same."""
     if not problems:
         raise InputError("there is no problem; give at least one")
     seen: set[str] = set()
     for problem in problems:
-        name = identity(problem)
+        name = problem.name
         if name in seen:
             raise InputError(f"two problems are called {name[:60]!r}; give each an id of its own")
         seen.add(name)
