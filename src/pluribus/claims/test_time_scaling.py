@@ -16,8 +16,8 @@ On 200 sums that it was not trained on, all by `pluribus.decode.scaling`:
 Beam search is compared with the best (by the same head) of as many samples as cost as much or more.
 And SmolLM2-135M-Instruct adds two numbers of two digits after three examples.
 
-Sizes and rates were chosen on seed 100, which no figure is of. Not here: Game of 24 with a trained
-proposer, and the compute-optimal choice at 50 M parameters, which needs a GPU.
+Sizes and rates were chosen on seed 100, which no figure is of. Game of 24 is a claim of its own
+(`game-of-24`). Not here: the compute-optimal choice at 50 M parameters, which needs a GPU.
 """
 
 import random
