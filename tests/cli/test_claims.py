@@ -1,6 +1,9 @@
 """`pluribus claims`, with a claim that takes no time."""
 
+import importlib
 import json
+import os
+import sys
 from types import ModuleType
 
 import pytest
@@ -8,6 +11,7 @@ import pytest
 from pluribus import claims
 from pluribus.claims import Check, Claim, _kept
 from pluribus.claims._page import markdown
+from pluribus.cli import _seeds
 
 CLAIM = Claim(
     name="toy",
@@ -161,3 +165,73 @@ def test_a_page_with_tables_and_a_plot(cli, place, toy, monkeypatch):
 )
 def test_bad_input(refused, toy, words, said):
     assert refused("claims", *words.split()) == said
+
+
+ELSEWHERE = """
+import os, sys, time
+from pathlib import Path
+from pluribus import claims
+from pluribus.claims import Check, Claim
+
+CLAIM = Claim(
+    name="toy", title="", paper="", data="", model="", metric="",
+    checks=(Check(text="a beats b", left="a", right="b"),),
+)
+
+def measure(seed, on_step):
+    if seed == 7:
+        os._exit(3)
+    Path(f"began-{seed}").touch()
+    while len(list(Path().glob("began-*"))) < 2:  # the other one runs beside
+        time.sleep(0.01)
+    return {"a": 10.0 + seed, "b": float(os.getpid() == int(os.environ["PARENT"]))}
+
+def one(name, seed, kept):
+    sys.modules["pluribus.claims.toy"] = sys.modules[__name__]
+    claims.systems = lambda: ["toy"]
+    claims.run(name, [seed], kept=kept)
+"""
+
+
+@pytest.fixture
+def elsewhere(place, toy, tmp_path, monkeypatch):
+    """Has processes measure `toy`, and this one none."""
+    (tmp_path / "elsewhere.py").write_text(ELSEWHERE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PARENT", str(os.getpid()))
+    monkeypatch.setattr(_seeds, "_measure", importlib.import_module("elsewhere").one)
+
+    def not_here(seed, on_step):
+        raise AssertionError("measured in this process")
+
+    monkeypatch.setattr(claims, "load", lambda name: (CLAIM, not_here))
+    yield
+    sys.modules.pop("elsewhere")
+
+
+def test_seeds_side_by_side_are_measured_by_processes(cli, place, elsewhere, tmp_path):
+    got = cli("claims", "toy", "--seeds", "3,5", "--jobs", "2", "--out", "records", "--json")
+    assert got.err == ""
+    figures = got.json[0]["figures"]
+    assert figures["a"]["per_seed"] == [13, 15]
+    assert figures["b"]["per_seed"] == [0, 0]
+    assert len(list((tmp_path / "kept" / "claims").iterdir())) == 2
+    again = cli("claims", "toy", "--seeds", "3,5", "--jobs", "2", "--out", "records", terminal=True)
+    assert "toy: seeds" in again.err
+
+
+def test_a_process_that_ends_without_a_word(refused, elsewhere):
+    told = refused("claims", "toy", "--seeds", "7", "--jobs", "2", "--out", "../records")
+    assert "give fewer --jobs. Seeds that were done are kept" in told
+
+
+def test_what_measuring_raises_elsewhere_is_told(refused, place, tmp_path, monkeypatch):
+    monkeypatch.setenv("PLURIBUS_CACHE", str(tmp_path / "kept"))
+    monkeypatch.setenv("PLURIBUS_DATA", str(tmp_path / "nothing"))
+    monkeypatch.setenv("PLURIBUS_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    told = refused(
+        "claims", "unival", "--seeds", "0,1", "--jobs", "2", "--out", str(tmp_path / "r")
+    )
+    assert "PLURIBUS_DATA" in told
+    assert refused("claims", "unival", "--jobs", "0") == "--jobs 0: give at least 1"

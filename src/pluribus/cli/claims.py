@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from pluribus.cli._common import Json, Quiet, check_page, show_json, steps
+from pluribus.cli._seeds import beside
 
 
 def register(app: typer.Typer) -> None:
@@ -22,6 +23,9 @@ def claims(
     again: Annotated[
         bool, typer.Option("--again", help="Measure anew what the same code measured before.")
     ] = False,
+    jobs: Annotated[
+        int, typer.Option(help="Seeds that are measured side by side, in processes.")
+    ] = 1,
     page: Annotated[
         Path | None, typer.Option("--html", help="Write a page with tables and plots here.")
     ] = None,
@@ -33,8 +37,10 @@ def claims(
     What a seed gave is kept in the cache folder: a run that was ended goes on where it stood, as
     long as no file that it loaded has changed.
 
-    Example: pluribus claims ties lines --seeds 0,1,2
+    Example: pluribus claims ties lines --seeds 0,1,2 --jobs 2
     """
+    import tempfile
+
     from pluribus import claims as registry
     from pluribus.core.errors import InputError, OutputError
     from pluribus.tasks.sets import cache_folder
@@ -47,19 +53,25 @@ def claims(
         raise InputError(f"--seeds {seeds!r}: give each seed once, none below 0")
     for name in names or []:
         registry.load(name)  # a misspelt name is known before an hour of work
+    if jobs < 1:
+        raise InputError(f"--jobs {jobs}: give at least 1")
     check_page(page)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise OutputError(f"{out}: a file is in the way; name a folder for the records") from None
+    chosen = names or registry.systems()
     outcomes = []
-    for name in names or registry.systems():
-        kept = None if again else cache_folder() / "claims"
-        outcome = registry.run(name, numbers, steps(quiet), kept)
-        registry.save(outcome, out)
-        outcomes.append(outcome)
-        if not as_json:
-            print(_text(outcome), flush=True)
+    with tempfile.TemporaryDirectory() as anew:
+        kept = Path(anew) if again else cache_folder() / "claims"
+        with beside(chosen, numbers, kept, jobs, steps(quiet)) as there:
+            for name in chosen:
+                there(name)
+                outcome = registry.run(name, numbers, steps(quiet), kept)
+                registry.save(outcome, out)
+                outcomes.append(outcome)
+                if not as_json:
+                    print(_text(outcome), flush=True)
     if as_json:
         show_json([outcome.to_dict() for outcome in outcomes])
     if page is not None:
