@@ -100,8 +100,9 @@ def test_a_loaded_file_that_is_gone_counts(package, folder):
     assert known(folder) is None
 
 
-def test_other_libraries_count(folder, monkeypatch):
-    monkeypatch.setattr(_kept.torch, "__version__", "0.1")
+@pytest.mark.parametrize("library", ["torch", "numpy", "python"])
+def test_other_libraries_count(folder, monkeypatch, library):
+    monkeypatch.setitem(_kept.VERSIONS, library, "0.1")
     assert known(folder) is None
 
 

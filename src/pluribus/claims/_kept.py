@@ -6,11 +6,13 @@ that a claim goes through), and all other files. The command line is left out, s
 it, and so are the names of other claims. Where a loaded module starts processes of its own, what
 those load isn't seen, and every file of the package counts.
 
-If any of these, or torch or numpy, is another now, the seed is measured anew.
+If any of these, or torch, numpy or Python (whose own library some claims read as text), is another
+now, the seed is measured anew.
 """
 
 import hashlib
 import json
+import platform
 import re
 import sys
 from collections.abc import Iterable, Mapping
@@ -27,12 +29,17 @@ ASIDE = ("cli/", "__main__.py")  # of the package: started by users, loaded by n
 UNLISTED = "claims/"
 STARTS = re.compile(r"^\s*(import|from) (subprocess|multiprocessing|ray)\b|optional\(.ray.", re.M)
 EVERY = "*"
+VERSIONS = {
+    "numpy": numpy.__version__,
+    "torch": str(torch.__version__),
+    "python": platform.python_version(),
+}
 Files = Mapping[str, str]  # digests, by path in the package
 
 
 def snapshot(package: Path = PACKAGE) -> Files:
     """Return digests of all files of the package, and the versions of the libraries."""
-    found = {"numpy": numpy.__version__, "torch": str(torch.__version__)}
+    found = dict(VERSIONS)
     for path in sorted(package.rglob("*")):
         if path.is_file() and "__pycache__" not in path.parts:
             name = path.relative_to(package).as_posix()
@@ -52,7 +59,7 @@ def keys(loaded: Iterable[str], package: Path = PACKAGE) -> list[str]:
     if any(STARTS.search((package / name).read_text()) for name in names):
         return [EVERY]
     folders = {name[: name.rfind("/") + 1] or "/" for name in names}
-    return sorted({*names, *folders, "numpy", "torch"})
+    return sorted({*names, *folders, *VERSIONS})
 
 
 def digest(files: Files, key: str) -> str:
@@ -66,7 +73,7 @@ def digest(files: Files, key: str) -> str:
     modules = {name for name in direct if name.endswith(".py") and key != UNLISTED}
     others = {n: own for n, own in inside.items() if not n.endswith(".py")}
     if key == "/":
-        others = {name: own for name, own in others.items() if name in direct - {"numpy", "torch"}}
+        others = {name: own for name, own in others.items() if name in direct - set(VERSIONS)}
     return _hash({**dict.fromkeys(modules, ""), **others})
 
 
