@@ -25,6 +25,7 @@ def where(place):
 def test_what_was_drawn_by_hand_is_what_is_told(cli, where, batch):
     """One sample a request, or each with its own chance in requests of both problems."""
     from pluribus.agents import LocalModel
+    from pluribus.decode.scaling import Problem
 
     model = LocalModel.open("lm")
 
@@ -33,7 +34,8 @@ def test_what_was_drawn_by_hand_is_what_is_told(cli, where, batch):
             return model.sample(question, max_tokens=4, seed=seed)[0]
         return model.sample_many([question], [seed], max_tokens=4)[0]
 
-    made = [[one(f"Review: {i}", 42 + k) for k in range(4)] for i in range(2)]
+    first = [Problem(question="", id=str(line)).seed(42) for line in (1, 2)]
+    made = [[one(f"Review: {i}", first[i] + k) for k in range(4)] for i in range(2)]
     drawn = [[sample.text.strip() for sample in samples] for samples in made]
     ended = [  # of samples that ended one is chosen before those that were cut
         next((k for k, sample in enumerate(samples) if sample.finish == "end"), usual)

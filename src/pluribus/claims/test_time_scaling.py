@@ -257,7 +257,8 @@ def forced(
         )
         used, right = [], 0
         for number, problem in enumerate(tests):
-            done = way.run(replace(problem, extract=_digits), model)
+            own = replace(way, sampling=replace(DRAWN, seed=problem.seed(DRAWN.seed)))
+            done = own.run(replace(problem, extract=_digits), model)
             [told] = [event for event in done.trace if event.kind == "thinking"]
             used.append(int(told.values["tokens"]))
             right += done.answer == problem.answer

@@ -110,7 +110,7 @@ def test_settings_reach_the_model():
     sampling = Sampling(temperature=0.3, top_p=0.9, max_tokens=5, stop=("\n",), seed=11)
     Sample(sampling=sampling).run("why?", model)
     [asked] = model.asked
-    assert asked[1:] == (1, 0.3, 0.9, 5, ("\n",), Problem(question="why?").seed(11), "")
+    assert asked[1:] == (1, 0.3, 0.9, 5, ("\n",), 11, "")
 
 
 def test_results_are_plain_json():

@@ -57,6 +57,15 @@ def test_problems_have_seeds_of_their_own():
     assert Problem(question="1").seed(0) == first - 42
 
 
+def test_strategies_draw_as_pools_do():
+    """On a task every problem has its own chance; asked by itself, a strategy has its seed."""
+    model = Scripted(numbered)
+    live({"sample": Sample(n=1)}, PROBLEMS, model)
+    assert [asked.seed for asked in model.asked] == [one.seed(42) for one in PROBLEMS]
+    Sample(n=1).run(PROBLEMS[0], model)
+    assert model.asked[-1].seed == 42
+
+
 @pytest.mark.parametrize("batch", [1, 2, 8])
 def test_a_pool_is_the_same_however_it_is_filled(tmp_path, batch):
     path = tmp_path / "pool.jsonl"

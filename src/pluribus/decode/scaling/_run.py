@@ -60,7 +60,7 @@ class Run:
             )
         self.problem = Problem.of(problem)
         self.verifier = verifier
-        self.meter = Meter(generator, budget, seed=self.problem.seed(self.sampling.seed))
+        self.meter = Meter(generator, budget, seed=self.sampling.seed)
         self.events: list[Event] = []
         self._scores: dict[tuple[str, ...], tuple[float, ...]] = {}
 

@@ -165,6 +165,12 @@ def curve(
     return points
 
 
+def _for(problem: Problem, strategy: Any) -> Any:
+    """Return a strategy that draws by the problem's own chance, as pools do."""
+    sampling = replace(strategy.sampling, seed=problem.seed(strategy.sampling.seed))
+    return replace(strategy, sampling=sampling)
+
+
 def subsets_of(n: int, k: int, count: int, seed: str) -> list[list[int]]:
     """Return subsets of k of n samples by chance; all in order, once, for k >= n."""
     if k >= n:
@@ -198,7 +204,7 @@ def live(
     pool: Pool | None = None,
     told: OnStep | None = None,
 ) -> list[Point]:
-    """Run strategies as they are on all problems: one point each.
+    """Run strategies on all problems, each by a chance of its own: one point each.
 
     With a pool, results are kept in its file and not found twice. They are known by the strategy's
     name and parameters, and the budget.
@@ -210,7 +216,7 @@ def live(
         for place, problem in enumerate(problems):
             kept = None if pool is None else pool.result(key, problem)
             if kept is None:
-                done = strategy.run(problem, generator, verifier, budget)
+                done = _for(problem, strategy).run(problem, generator, verifier, budget)
                 kept = {
                     "answer": done.answer,
                     "tokens": done.cost.all_tokens,
