@@ -229,7 +229,7 @@ def test_every_way_of_adding_takes_inputs_as_they_lie(way, kind, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
-def test_rows_may_be_mapped_and_differentiated_forwards(monkeypatch):
+def test_rows_may_be_mapped_and_differentiated_forwards():
     """What runs outside of torch would fail in the one, and lose the parts' share in the other."""
     base, parts = made(MODELS["linear"][0], "low_rank")
     routed, x = Routed(base, parts), torch.randn(5, 4, 8)

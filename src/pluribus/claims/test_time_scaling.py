@@ -119,7 +119,7 @@ def _checks() -> Iterator[Check]:
         text="vote weighted by the head of few traces, over majority",
         left="few weighted@16",
         right="majority@16",
-        asserted=False,
+        margin=3.0,
     )
     yield Check(
         text="vote weighted by a head on the writer's own states, over majority",

@@ -66,6 +66,16 @@ def test_strategies_draw_as_pools_do():
     assert model.asked[-1].seed == 42
 
 
+def test_a_strategy_without_settings_runs_as_it_is():
+    class Own:
+        def run(self, problem, generator, verifier=None, budget=None):
+            return Sample(n=1).run(problem, generator, verifier, budget)
+
+    model = Scripted(numbered)
+    live({"own": Own()}, PROBLEMS, model)
+    assert [asked.seed for asked in model.asked] == [42, 42]
+
+
 @pytest.mark.parametrize("batch", [1, 2, 8])
 def test_a_pool_is_the_same_however_it_is_filled(tmp_path, batch):
     path = tmp_path / "pool.jsonl"

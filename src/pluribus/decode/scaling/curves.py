@@ -21,7 +21,7 @@ from typing import Any
 from pluribus.core.errors import InputError
 from pluribus.decode.scaling._pooled import Handed
 from pluribus.decode.scaling.budget import Budget
-from pluribus.decode.scaling.interface import Generator, Problem, Scaled, Verifier
+from pluribus.decode.scaling.interface import Generator, Problem, Sampling, Scaled, Verifier
 from pluribus.decode.scaling.measures import pass_at_k, scalability
 from pluribus.decode.scaling.pool import OnStep, Pool
 from pluribus.decode.scaling.strategies import facts
@@ -166,9 +166,14 @@ def curve(
 
 
 def _for(problem: Problem, strategy: Any) -> Any:
-    """Return a strategy that draws by the problem's own chance, as pools do."""
-    sampling = replace(strategy.sampling, seed=problem.seed(strategy.sampling.seed))
-    return replace(strategy, sampling=sampling)
+    """Return a strategy that draws by the problem's own chance, as pools do.
+
+    One that has no `sampling` to change is returned as it is.
+    """
+    known = getattr(strategy, "sampling", None)
+    if not isinstance(known, Sampling):
+        return strategy
+    return replace(strategy, sampling=replace(known, seed=problem.seed(known.seed)))
 
 
 def subsets_of(n: int, k: int, count: int, seed: str) -> list[list[int]]:

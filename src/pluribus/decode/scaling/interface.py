@@ -133,7 +133,7 @@ class Problem:
     def seed(self, given: int) -> int:
         """Return the seed of its samples, so that no two problems are drawn by the same chance.
 
-        With one seed for all, their errors would fall together, and no error bar would hold.
+        Error bars take problems as independent, which one seed for all would not make them.
         """
         return given + zlib.crc32(self.name.encode()) % (1 << 30)
 
