@@ -155,6 +155,9 @@ def test_text6_end_to_end(real_data):
         )
     x = next(made.unlabelled("trec", "val", 3))
     assert made.forward(made.base, x, "trec").shape == (3, 6)
+    x = made.tasks["banking77"].test.x
+    tokens = [sum(token != 0 for token in row) for row in x[made.order(x)].tolist()]
+    assert tokens == sorted(tokens)
     with pytest.raises(InputError, match="length is 2; the encoder takes 3 to 512 tokens"):
         zoo.build("text6", **tiny | {"length": 2})
 

@@ -1,6 +1,7 @@
 """What a zoo takes beyond vectors and perceptrons, on tasks that cost nothing."""
 
 import itertools
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from pluribus.core.errors import InputError, MismatchError
-from pluribus.tasks import heads, raising, specialise
+from pluribus.tasks import heads, raising, specialise, zoo
 from pluribus.tasks.raising import raise_specialists
 from pluribus.tasks.specialise import Plan
 from pluribus.tasks.views import Split, TaskData, generator
@@ -185,6 +186,31 @@ def test_features_come_in_chunks(made, monkeypatch):
     )
     torch.testing.assert_close(made.features(made.base, x), whole)
     assert sizes == [7, 7, 7, 7, 7, 5]
+
+
+def test_padded_inputs_go_through_beside_others_of_like_length(made, monkeypatch):
+    """Features come back in the inputs' order, and no chunk holds a longer input than the next."""
+    x = torch.randn(50, 3, 2, 2, generator=generator(0, "padded", "toy"))
+    long = torch.arange(50) * 7 % 50  # each length once
+
+    def lengths(given):
+        return long[(given[:, None] == x).flatten(2).all(2).int().argmax(1)]
+
+    padded = replace(made, lengths=lengths)
+    assert long[padded.order(x)].tolist() == list(range(50))
+    assert torch.equal(made.order(x), torch.arange(50))
+    monkeypatch.setattr(zoo, "PADDED_CHUNK", 8)
+    seen = []
+    call = specialise.functional_call
+    monkeypatch.setattr(
+        specialise,
+        "functional_call",
+        lambda module, state, args, **k: seen.append(args[0]) or call(module, state, args),
+    )
+    found = padded.features(made.base, x)
+    assert [len(part) for part in seen] == [8] * 6 + [2]
+    assert torch.equal(torch.cat(seen), x[long.argsort()])
+    torch.testing.assert_close(found, made.features(made.base, x))
 
 
 def test_forward_is_logits_with_a_gradient(made):

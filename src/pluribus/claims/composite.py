@@ -11,7 +11,9 @@ have the same. Time is that of a batch of 32 mixed inputs over the base's own, i
 
 The router's features and training, and the parts' type and rank, were chosen by validation inputs
 of seed 0: there density 0.1 in float32 gives 98.1 % routed on images and 99.80 on texts, 0.2 in
-half precision, which is as many bytes, 99.2 and 99.89 (and 0.3, on texts, 99.75).
+half precision, which is as many bytes, 99.2 and 99.89 (and 0.3, on texts, 99.75). On texts the
+mean and spread of the word embeddings beside the sentence's own features make the router right on
+89.7 instead of 88.3 % (the sets that it confuses are both of film reviews) and the composite 99.96.
 """
 
 import statistics
@@ -71,7 +73,14 @@ BEDS = {
         5e-3,
         32,
     ),
-    "texts": Bed("text6", "task_arithmetic(scale=0.3)", "output", 30, 1e-2, 16),
+    "texts": Bed(
+        "text6",
+        "task_arithmetic(scale=0.3)",
+        "output+module:embeddings+spread:embeddings",
+        30,
+        1e-2,
+        16,
+    ),
 }
 DENSITY = 0.2  # of low-rank parts, whose half precision pays for twice the rank
 ROUTER: dict[str, Any] = {"epochs": 30, "lr": 2e-3, "dropout": 0.2, "batch_size": 256}
@@ -167,8 +176,8 @@ def _of(bed: Bed, seed: int, on_step: OnStep | None) -> dict[str, float]:
         routed = make(zoo, bed)
         report = fit_router(
             routed,
-            {task: data.train.x for task, data in zoo.tasks.items()},
-            {task: data.split("val")[0] for task, data in zoo.tasks.items()},
+            {task: data.train.x[zoo.order(data.train.x)] for task, data in zoo.tasks.items()},
+            {task: data.val.x[zoo.order(data.val.x)] for task, data in zoo.tasks.items()},
             seed=seed,
             **ROUTER,
         )
@@ -219,9 +228,11 @@ def composite_score(
     shares = []
     for task in zoo.tasks:
         x, y = (part[:limit] for part in zoo.tasks[task].split(split))
+        order = zoo.order(x)
+        x, y = x[order], y[order]
         given = {"weights": task} if true else {}
         with torch.inference_mode():
-            found = torch.cat([routed(part, task=task, **given) for part in x.split(200)])
+            found = torch.cat([routed(part, task=task, **given) for part in x.split(100)])
         shares.append(float((found.argmax(1) == y).double().mean()) / own[task])
     return 100 * sum(shares) / len(shares)
 

@@ -23,12 +23,13 @@ from torch.func import functional_call
 from torch.nn.functional import linear
 
 from pluribus.core.errors import InputError, MismatchError, listing, nearest
-from pluribus.core.shapes import Float, Shaped
+from pluribus.core.shapes import Float, Int, Shaped
 from pluribus.tasks import specialise
 from pluribus.tasks.specialise import OnStep, State, skeleton
 from pluribus.tasks.views import Split, TaskData, generator
 
 SplitName = Literal["train", "val", "test"]
+PADDED_CHUNK = 64  # inputs of like length that are in the encoder at a time
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,6 +48,7 @@ class Zoo:
     tasks: dict[str, TaskData] = field(repr=False)
     model: Callable[[], nn.Module]  # makes the encoder whose weights `base` and `experts` are
     left_out: dict[str, TaskData] = field(default_factory=dict, repr=False)  # of base and experts
+    lengths: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)  # of padded inputs
 
     @functools.cached_property
     def _encoder(self) -> nn.Module:
@@ -81,9 +83,22 @@ class Zoo:
     def features(self, state: State, x: Shaped[Tensor, "b ..."]) -> Float[Tensor, "b d"]:
         """Return what an encoder with these weights makes of the inputs, in float32.
 
-        The inputs go through in chunks, so memory does not grow with their number.
+        The inputs go through in chunks, so memory does not grow with their number; padded ones
+        together with others of like length, so that little padding is computed.
         """
-        return specialise.features(self._encoder, self._fitted(state), x)
+        weights = self._fitted(state)
+        if self.lengths is None:
+            return specialise.features(self._encoder, weights, x)
+        order = self.order(x)
+        parts = x[order].split(PADDED_CHUNK)
+        found = torch.cat([specialise.features(self._encoder, weights, part) for part in parts])
+        return found[order.argsort()]
+
+    def order(self, x: Shaped[Tensor, "b ..."]) -> Int[Tensor, " b"]:
+        """Return an order in which inputs of like length are neighbours; as given if none is."""
+        if self.lengths is None:
+            return torch.arange(len(x), device=x.device)
+        return self.lengths(x).argsort(stable=True)
 
     def logits(self, state: State, task: str, x: Shaped[Tensor, "b ..."]) -> Float[Tensor, "b v"]:
         """Return the class scores of the task's head over an encoder with these weights."""

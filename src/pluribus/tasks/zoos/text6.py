@@ -16,8 +16,10 @@ from dataclasses import replace
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from pluribus.core.errors import InputError
+from pluribus.core.shapes import Int
 from pluribus.tasks.encoders import minilm
 from pluribus.tasks.raising import raise_specialists
 from pluribus.tasks.sets import texts
@@ -67,9 +69,15 @@ def build(
     tasks = {name: _task(name, seed, Sizes(train, val, test), length) for name in SETS}
     plan = replace(PLAN, base_pool=base_pool, epochs=epochs, batch=batch, lr=lr, threads=threads)
     model = partial(minilm.MiniLM, scale=scale)
-    return raise_specialists(
+    zoo = raise_specialists(
         "text6", tasks, plan, seed, model, cache=cache, on_step=on_step, base=base
     )
+    return replace(zoo, lengths=lengths)
+
+
+def lengths(ids: Int[Tensor, "b s"]) -> Int[Tensor, " b"]:
+    """Return how many tokens each text has."""
+    return (ids != minilm.PADDING).sum(1)
 
 
 def _task(name: str, seed: int, sizes: Sizes, length: int) -> TaskData:
