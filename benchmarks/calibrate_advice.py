@@ -4,7 +4,8 @@
     python benchmarks/calibrate_advice.py --kept --write src/pluribus/inspect/calibration.json
 
 Zoos are read from the cache folder or trained, which takes hours; measured pools are kept there
-too, so that a run that was ended goes on. With `--kept` nothing more is measured.
+too, so that a run that was ended goes on, and several processes may run at once: they share the beds
+out. With `--kept` nothing more is measured.
 """
 
 import argparse
@@ -30,21 +31,23 @@ def main() -> None:
 
     from pluribus import __version__
     from pluribus.core.whole import whole_file
-    from pluribus.inspect.calibrate import CANDIDATES, DENSITY, kept, measure_bed
+    from pluribus.inspect.calibrate import CANDIDATES, DENSITY, kept, measure_beds
 
     torch.set_num_threads(options.threads)
-    found = []
-    for seed in map(int, options.seeds.split(",")):
-        for name in options.beds.split(","):
-            if options.kept:
-                found += kept(BEDS[name], seed)
-                continue
-            began = time.perf_counter()
-            pools = measure_bed(
-                BEDS[name], seed, lambda bed, done, of: print(f"{bed}: {done}/{of}", flush=True)
-            )
-            print(f"{name} seed {seed}: {time.perf_counter() - began:.0f} s", flush=True)
-            found += pools
+    beds = [BEDS[name] for name in options.beds.split(",")]
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    if options.kept:
+        measured = {(bed.name, seed): kept(bed, seed) for seed in seeds for bed in beds}
+    else:
+        began = time.perf_counter()
+        measured = measure_beds(
+            beds,
+            seeds,
+            lambda bed, done, of: print(
+                f"{bed}: {done}/{of}, after {time.perf_counter() - began:.0f} s", flush=True
+            ),
+        )
+    found = [pool for seed in seeds for bed in beds for pool in measured[bed.name, seed]]
     if options.write:
         versions = {"pluribus": __version__, "torch": torch.__version__, "numpy": numpy.__version__}
         told = {

@@ -1,5 +1,8 @@
 import json
 import math
+import os
+import subprocess
+import sys
 from dataclasses import asdict
 
 import numpy as np
@@ -252,3 +255,48 @@ def test_measured_pools_are_kept(tmp_path, monkeypatch):
     assert len(calibrate.kept(bed, 0)) == 1
     with pytest.raises(TypeError):
         calibrate.measure_bed(bed, 0)
+
+
+SHARING = """
+import json, sys, time
+from pathlib import Path
+from pluribus.inspect import calibrate
+
+folder, me, *order = sys.argv[1:]
+began = []
+
+def measured(bed, seed, on_pool=None):
+    name = f"{bed.name}-{seed}"
+    path = Path(folder) / name
+    if not path.exists():  # as pools are kept
+        began.append(name)
+        (Path(folder) / f"{me}-began").touch()
+        while len(list(Path(folder).glob("*-began"))) < 2:  # both, before either is done
+            time.sleep(0.01)
+        path.write_text(name)
+    return [name]
+
+calibrate.measure_bed = measured
+beds = [calibrate.Bed(name=name, zoo="toy") for name in ("a", "b")]
+found = calibrate.measure_beds(beds, [int(seed) for seed in order])
+print(json.dumps([began, sorted([*key, *value] for key, value in found.items())]))
+"""
+
+
+def test_processes_share_beds_out(tmp_path):
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", SHARING, str(tmp_path), me, *order],
+            stdout=subprocess.PIPE,
+            env=os.environ | {"PLURIBUS_CACHE": str(tmp_path)},
+        )
+        for me, order in (("one", "01"), ("other", "10"))
+    ]
+    (one, found), (other, also) = (
+        json.loads(worker.communicate(timeout=120)[0]) for worker in workers
+    )
+    every = [[name, seed, f"{name}-{seed}"] for name in "ab" for seed in (0, 1)]
+    assert found == also == every, "each has all"
+    assert sorted([*one, *other]) == ["a-0", "a-1", "b-0", "b-1"], "none is measured twice"
+    assert one
+    assert other

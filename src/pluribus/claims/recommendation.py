@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 
 from pluribus.claims import Check, Claim, OnStep
 from pluribus.inspect.beds import BEDS
-from pluribus.inspect.calibrate import Measured, measure_bed
+from pluribus.inspect.calibrate import Measured, measure_beds
 from pluribus.inspect.forecast import fit, zoo_of
 
 TRIES = 4
@@ -90,10 +90,13 @@ CLAIM = Claim(
 
 
 def measure(seed: int, on_step: OnStep | None = None) -> dict[str, float]:
-    """Return all figures for the pools of the zoos of one seed."""
+    """Return all figures for the pools of the zoos of one seed.
+
+    Processes that measure several seeds at once begin with different ones and share the work.
+    """
+    found = measure_beds(list(BEDS.values()), list(dict.fromkeys((seed, *SEEDS))), on_step)
     seeds = dict.fromkeys((*SEEDS, seed))
-    pools = [p for s in seeds for bed in BEDS.values() for p in measure_bed(bed, s, on_step)]
-    return held_out(pools, seed)
+    return held_out([pool for s in seeds for name in BEDS for pool in found[name, s]], seed)
 
 
 def held_out(pools: Sequence[Measured], seed: int) -> dict[str, float]:

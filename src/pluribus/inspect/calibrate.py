@@ -8,11 +8,13 @@ seed decides. Measured pools are kept in the cache folder one by one, so that a 
 goes on.
 """
 
+import fcntl
 import hashlib
 import json
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -156,6 +158,46 @@ def measure_bed(bed: Bed, seed: int, on_pool: OnPool | None = None) -> list[Meas
         if on_pool:
             on_pool(bed.name, done + 1, len(pools))
     return found
+
+
+def measure_beds(
+    beds: Sequence[Bed], seeds: Sequence[int], on_pool: OnPool | None = None
+) -> dict[tuple[str, int], list[Measured]]:
+    """Measure (or read) the pools of beds on seeds; returns them by bed and seed.
+
+    Processes that do so at once share them out: each takes what no other has begun, in its own
+    order, and waits for the rest at the end. Raises DataError if a zoo's data is not there.
+    """
+    found = {}
+    todo = [(bed, seed) for seed in seeds for bed in beds]
+    for waits in (False, True):
+        others = []
+        for bed, seed in todo:
+            with _alone(bed, seed, waits) as ours:
+                if ours:
+                    found[bed.name, seed] = measure_bed(bed, seed, on_pool)
+                else:
+                    others.append((bed, seed))
+        todo = others
+    return found
+
+
+@contextmanager
+def _alone(bed: Bed, seed: int, waits: bool) -> Iterator[bool]:
+    """Keep other processes from a bed on a seed; tell whether it is ours."""
+    from pluribus.tasks.sets import cache_folder
+
+    folder = cache_folder() / "calibration"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{bed.name}-{seed}.lock").open("w") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        except OSError:
+            pass  # this filesystem has no locks
+        yield True
 
 
 def _read(path: Path) -> dict[str, Any] | None:
