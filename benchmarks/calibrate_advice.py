@@ -4,8 +4,8 @@
     python benchmarks/calibrate_advice.py --kept --write src/pluribus/inspect/calibration.json
 
 Zoos are read from the cache folder or trained, which takes hours; measured pools are kept there
-too, so that a run that was ended goes on, and several processes may run at once: they share the beds
-out. With `--kept` nothing more is measured.
+too, so that a run that was ended goes on, and several processes may run at once: they share out the
+beds. With `--kept` nothing more is measured.
 """
 
 import argparse
