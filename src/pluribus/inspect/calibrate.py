@@ -5,7 +5,8 @@
 on the first `limit` validation inputs of each task, and on so many test inputs, for every method of
 `CANDIDATES` at its fixed parameters. A pool is a zoo's base and some of its experts; which ones, a
 seed decides. Measured pools are kept in the cache folder one by one, so that a run that was ended
-goes on.
+goes on. They are kept by bed, seed, tasks and methods, not by the methods' code: after changing
+that, remove the folder `calibration` there.
 """
 
 import fcntl
