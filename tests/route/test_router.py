@@ -42,6 +42,17 @@ def test_the_mlp_is_the_papers():
     assert shapes == [(10, 5), (10, 10), (2, 10)]
 
 
+def test_the_mlp_is_as_wide_as_asked():
+    gate, told = fit(clusters(), epochs=20, lr=1e-2, batch_size=32, dropout=0.0, hidden=3)
+    shapes = [tuple(p.weight.shape) for p in gate.score.modules() if isinstance(p, nn.Linear)]
+    assert shapes == [(3, 6), (3, 3), (3, 3)]
+    assert told.accuracy > 0.9
+    again = Gate(**gate.settings())
+    again.load_state_dict(gate.state_dict())
+    x = torch.randn(4, 6)
+    assert torch.equal(again.eval()(x), gate(x))
+
+
 def test_centroids_are_cosines():
     found = clusters()
     gate, _ = fit(found, found, kind="centroids", calibrate=False)
@@ -139,6 +150,10 @@ def test_bad_input():
         gate(broken)
     with pytest.raises(InputError, match="router 'tree': expected mlp, linear or centroids"):
         Gate(["a", "b"], 3, "tree")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="hidden is 0 for router 'mlp'; it is the width of an mlp"):
+        Gate(["a", "b"], 3, hidden=0)
+    with pytest.raises(InputError, match="hidden is 4 for router 'linear'"):
+        Gate(["a", "b"], 3, "linear", hidden=4)
     with pytest.raises(InputError, match="no part 'c'; parts: a, b"):
         report(gate, {"c": torch.randn(2, 3)})
 

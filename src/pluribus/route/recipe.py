@@ -37,6 +37,7 @@ class RouterRecipe(Strict):
 
     kind: Literal["mlp", "linear", "centroids"] = "mlp"
     features: str | None = None  # "hidden" for language models, "output" for a zoo
+    hidden: Count | None = None  # width of an mlp; None: twice that of the features
     epochs: Count = 50
     lr: Annotated[float, Gt(0)] = 5e-4
     batch_size: Count = 256

@@ -1,7 +1,8 @@
 """Routers: features of an input (b, d) to weights of the parts (b, t), columns by name.
 
     mlp        softmax(g(h) / temperature), g: Linear - BatchNorm - LeakyReLU - Dropout, twice, and
-               a Linear; hidden width 2 d       Twin-Merging (arXiv:2406.15479), its router
+               a Linear; `hidden` wide, 2 d by default, as Twin-Merging's router is
+               (arXiv:2406.15479); its size grows with the square of that
     linear     softmax((W h + c) / temperature)
     centroids  softmax(cos(h, mean features of each task) / temperature): no training
 
@@ -44,8 +45,9 @@ class Router(Protocol):
 class Gate(nn.Module):
     """A router made here: standardise, score, softmax.
 
-    Raises MismatchError for features of another width, NonFiniteError for features or scores that
-    are not finite (with `uniform_on_nan`, such rows get equal weights instead).
+    `hidden` is the width of an mlp, twice that of the features by default. Raises InputError for it
+    beside another kind, MismatchError for features of another width, NonFiniteError for features or
+    scores that are not finite (with `uniform_on_nan`, such rows get equal weights instead).
     """
 
     def __init__(
@@ -54,17 +56,23 @@ class Gate(nn.Module):
         width: int,
         kind: Kind = "mlp",
         *,
+        hidden: int | None = None,
         dropout: float = 0.5,
         uniform_on_nan: bool = False,
     ) -> None:
         super().__init__()
+        if hidden is not None and (kind != "mlp" or hidden < 1):
+            raise InputError(
+                f"hidden is {hidden} for router {kind!r}; it is the width of an mlp, 1 or more"
+            )
         if len(set(names)) < len(names) or not names:
             raise InputError(f"a router needs different names of parts, not {list(names)}")
         self.names, self.kind, self.width = tuple(names), kind, width
         self.uniform_on_nan = uniform_on_nan
         count = len(self.names)
+        self.hidden = hidden or 2 * width
         if kind == "mlp":
-            hidden = 2 * width
+            hidden = self.hidden
             self.score: nn.Module = nn.Sequential(
                 *_layer(width, hidden, dropout),
                 *_layer(hidden, hidden, dropout),
@@ -107,11 +115,13 @@ class Gate(nn.Module):
 
     def settings(self) -> dict[str, Any]:
         """Return what makes an equal, unfitted router: `Gate(**settings)`."""
+        own = {"hidden": self.hidden} if self.kind == "mlp" else {}
         return {
             "names": list(self.names),
             "width": self.width,
             "kind": self.kind,
             "uniform_on_nan": self.uniform_on_nan,
+            **own,
         }
 
 
@@ -156,6 +166,7 @@ def fit(
     val: Mapping[str, Float[Tensor, "b d"]] | None = None,
     *,
     kind: Kind = "mlp",
+    hidden: int | None = None,
     epochs: int = 50,
     lr: float = 5e-4,
     batch_size: int = 1024,
@@ -167,8 +178,8 @@ def fit(
     """Fit a router to features by task; a fifth of each is kept for validation if none is given.
 
     AdamW without weight decay, the rate falling linearly to 0, as the authors train. Raises
-    InputError for fewer than two tasks or inputs a task, MismatchError for features of different
-    widths, NonFiniteError for features that are not finite.
+    InputError for fewer than two tasks or inputs a task or an impossible `hidden`, MismatchError
+    for features of different widths, NonFiniteError for features that are not finite.
     """
     names = list(features)
     if kind == "mlp" and batch_size < 2:
@@ -190,7 +201,14 @@ def fit(
     seen, true = _stacked(val, names)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        gate = Gate(names, x.shape[1], kind, dropout=dropout, uniform_on_nan=uniform_on_nan)
+        gate = Gate(
+            names,
+            x.shape[1],
+            kind,
+            hidden=hidden,
+            dropout=dropout,
+            uniform_on_nan=uniform_on_nan,
+        )
         gate.mean.copy_(x.mean(0))
         gate.spread.copy_(x.std(0).clamp(min=1e-6))
         if isinstance(gate.score, Centroids):
