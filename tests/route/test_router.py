@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from pluribus.core.errors import InputError, MismatchError, NonFiniteError
+from pluribus.core.errors import InputError, MismatchError, NonFiniteError, RecipeError
+from pluribus.route import recipe
 from pluribus.route.router import Gate, auroc, fit, report, strangeness
 
 
@@ -156,6 +157,15 @@ def test_bad_input():
         Gate(["a", "b"], 3, "linear", hidden=4)
     with pytest.raises(InputError, match="no part 'c'; parts: a, b"):
         report(gate, {"c": torch.randn(2, 3)})
+
+
+def test_a_recipe_says_the_width():
+    told = {"parts": "low_rank", "zoo": "demo8", "router": {"hidden": 32}}
+    assert recipe.of(told).router.hidden == 32
+    with pytest.raises(RecipeError, match="hidden is the width of an mlp; kind linear has none"):
+        recipe.of(told | {"router": {"hidden": 32, "kind": "linear"}})
+    with pytest.raises(RecipeError, match="greater than 0"):
+        recipe.of(told | {"router": {"hidden": 0}})
 
 
 def test_rows_that_are_not_finite_get_equal_weights_if_asked():

@@ -44,6 +44,12 @@ class RouterRecipe(Strict):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
     uniform_on_nan: bool = False
 
+    @model_validator(mode="after")
+    def _consistent(self) -> "RouterRecipe":
+        if self.hidden is not None and self.kind != "mlp":
+            raise ValueError(f"hidden is the width of an mlp; kind {self.kind} has none")
+        return self
+
 
 class RouteRecipe(Placed):
     """A composite as a user writes it. `load` reads one; nothing is opened yet."""
