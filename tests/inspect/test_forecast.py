@@ -8,9 +8,9 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from pluribus.core.errors import InputError
+from pluribus.core.errors import InputError, OutputError
 from pluribus.core.pool import Pool
-from pluribus.inspect import advice, forecast, inspect
+from pluribus.inspect import advice, calibrate, forecast, inspect
 from pluribus.inspect.calibrate import CANDIDATES, Bed, Measured, measure_pool
 from pluribus.inspect.features import NAMES, features
 
@@ -230,7 +230,6 @@ def test_losses_by_hand():
 
 
 def test_measured_pools_are_kept(tmp_path, monkeypatch):
-    from pluribus.inspect import calibrate
     from pluribus.tasks import zoo as zoos
 
     def built(name, seed):
@@ -300,3 +299,10 @@ def test_processes_share_beds_out(tmp_path):
     assert sorted([*one, *other]) == ["a-0", "a-1", "b-0", "b-1"], "none is measured twice"
     assert one
     assert other
+
+
+def test_a_cache_that_cannot_be_written_is_told(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("PLURIBUS_CACHE", str(tmp_path / "file"))
+    with pytest.raises(OutputError, match=r"toy-0\.lock: cannot be written .Not a directory.; "):
+        calibrate.measure_beds([Bed(name="toy", zoo="toy")], [0])

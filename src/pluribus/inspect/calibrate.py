@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pluribus.core.errors import InputError
+from pluribus.core.errors import InputError, OutputError
 from pluribus.core.whole import whole_file
 from pluribus.inspect.features import features
 
@@ -167,7 +167,8 @@ def measure_beds(
     """Measure (or read) the pools of beds on seeds; returns them by bed and seed.
 
     Processes that do so at once share them out: each takes what no other has begun, in its own
-    order, and waits for the rest at the end. Raises DataError if a zoo's data is not there.
+    order, and waits for the rest at the end. Raises DataError if a zoo's data is not there,
+    OutputError if the cache folder can't be written.
     """
     found = {}
     todo = [(bed, seed) for seed in seeds for bed in beds]
@@ -188,9 +189,15 @@ def _alone(bed: Bed, seed: int, waits: bool) -> Iterator[bool]:
     """Keep other processes from a bed on a seed; tell whether it is ours."""
     from pluribus.tasks.sets import cache_folder
 
-    folder = cache_folder() / "calibration"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{bed.name}-{seed}.lock").open("w") as held:
+    path = cache_folder() / "calibration" / f"{bed.name}-{seed}.lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        held = path.open("w")
+    except OSError as error:
+        raise OutputError(
+            f"{path}: cannot be written ({error.strerror}); $PLURIBUS_CACHE names another folder"
+        ) from None
+    with held:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
         except BlockingIOError:
