@@ -60,10 +60,10 @@ class Bed(NamedTuple):
     zoo: str
     shared: str  # of the low-rank parts
     features: str
-    hidden: int | None  # width of the router, if not twice that of the features
     steps: int  # of the learned coefficients
     lr: float
     batch: int
+    hidden: int | None = None  # width of the router, if not twice that of the features
 
 
 BEDS = {
@@ -71,7 +71,6 @@ BEDS = {
         "vision8",
         "task_arithmetic(scale=0.1)",
         "module:stem+spread:stem",
-        None,
         150,
         5e-3,
         32,
@@ -80,10 +79,10 @@ BEDS = {
         "text6",
         "task_arithmetic(scale=0.3)",
         "output+module:embeddings+spread:embeddings",
-        256,
         30,
         1e-2,
         16,
+        hidden=256,
     ),
 }
 DENSITY = 0.2  # of low-rank parts, whose half precision pays for twice the rank
