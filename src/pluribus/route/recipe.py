@@ -44,12 +44,6 @@ class RouterRecipe(Strict):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
     uniform_on_nan: bool = False
 
-    @model_validator(mode="after")
-    def _consistent(self) -> "RouterRecipe":
-        if self.hidden is not None and self.kind != "mlp":
-            raise ValueError(f"hidden is the width of an mlp; kind {self.kind} has none")
-        return self
-
 
 class RouteRecipe(Placed):
     """A composite as a user writes it. `load` reads one; nothing is opened yet."""
@@ -77,6 +71,10 @@ class RouteRecipe(Placed):
             raise ValueError("a zoo's experts are whole; take low_rank or masks")
         if self.parts == "adapters" and self.parameters:
             raise ValueError("adapters are taken as they are; leave parameters out")
+        if self.router != "none" and self.router.hidden is not None and self.router.kind != "mlp":
+            raise ValueError(
+                f"router: hidden is the width of an mlp; kind {self.router.kind} has none"
+            )
         for entry in self.models or ():
             if self.router != "none" and entry.data is None:
                 raise ValueError(
