@@ -218,7 +218,7 @@ class Turned(nn.Module):
 @pytest.mark.parametrize("kind", ["one-hot", "soft", "zeros"])
 @pytest.mark.parametrize("way", ["fused", "by row", "packed", "whole"])
 def test_every_way_of_adding_takes_inputs_as_they_lie(way, kind, monkeypatch):
-    monkeypatch.setattr("pluribus.route._banks.quickest", lambda *_: way)
+    monkeypatch.setattr("pluribus.route._adding.quickest", lambda *_, **__: way)
     build = partial(nn.Sequential, Turned(), nn.Linear(8, 16), nn.Tanh(), Turned(), nn.Linear(5, 3))
     base, parts = made(build, "low_rank")
     routed, x = Routed(base, parts), torch.randn(9, 8, 5)

@@ -22,7 +22,7 @@ from numba.extending import overload
 CHUNK = 1024  # elements
 
 
-class _Stored(FunctionCache):
+class Stored(FunctionCache):
     """Compiled functions on disk, loaded without what only a compiler needs.
 
     Numba's own cache first registers everything that it can compile, which takes four times as long
@@ -41,7 +41,7 @@ def jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     That model's test of every divisor would keep loops from vectorising.
     """
     compiled: Any = nb.njit(nogil=True, error_model="numpy", **options)(function)
-    compiled._cache = _Stored(function)
+    compiled._cache = Stored(function)
     return compiled
 
 

@@ -1,20 +1,28 @@
 """Low-rank updates of a batch whose rows have different parts, one pass over what they add to.
 
 Part by part, four tokens and four ranks at a time, so that what is read takes part in several
-products; no row is copied to lie beside others of its part. `route._banks` holds the readable
-forms, which are the oracle, and chooses among them and this one by the time each should take: one
-thread that begins at once wins where a batch is small, or its rows are shared out unevenly;
-batched products on all threads where it is large.
+products; no row is copied to lie beside others of its part. A team of threads shares the tokens,
+or, where a row has several parts, first those and then the columns of what is added to.
+`route._banks` holds the readable forms, which are the oracle, and chooses among them and this one
+by the time each should take: what begins at once, and copies nothing, wins where a batch is small,
+or its rows are shared out unevenly.
 """
 
-from functools import partial
+from functools import lru_cache, partial
+from struct import Struct
 from typing import Any
 
 import numpy as np
+from numba import carray
 
+from pluribus.kernels import team
 from pluribus.kernels.chunks import jit
 
-sums = partial(jit, fastmath={"reassoc", "contract"})
+FAST = {"reassoc", "contract"}
+ALONE = 60_000  # products up to which one thread is quicker than several
+GIVEN = Struct("7q")  # what differs between layers
+
+sums = partial(jit, fastmath=FAST)
 
 
 @sums
@@ -66,16 +74,21 @@ def _up4(y0, y1, y2, y3, s0, s1, s2, s3, h):
 
 
 @sums
-def _down1(x, f0, f1, f2, f3, h):
-    """Fill h (4,) with the products of one token and four rows of a factor."""
+def _down1(x, f0, f1, f2, f3, f4, f5, f6, f7, h):
+    """Fill h (8,) with the products of one token and eight rows of a factor."""
     zero = np.float32(0)
-    h0, h1, h2, h3 = zero, zero, zero, zero
+    h0, h1, h2, h3, h4, h5, h6, h7 = zero, zero, zero, zero, zero, zero, zero, zero
     for c in range(x.size):
-        h0 += x[c] * f0[c]
-        h1 += x[c] * f1[c]
-        h2 += x[c] * f2[c]
-        h3 += x[c] * f3[c]
-    h[0], h[1], h[2], h[3] = h0, h1, h2, h3
+        v = x[c]
+        h0 += v * f0[c]
+        h1 += v * f1[c]
+        h2 += v * f2[c]
+        h3 += v * f3[c]
+        h4 += v * f4[c]
+        h5 += v * f5[c]
+        h6 += v * f6[c]
+        h7 += v * f7[c]
+    h[0], h[1], h[2], h[3], h[4], h[5], h[6], h[7] = h0, h1, h2, h3, h4, h5, h6, h7
 
 
 @sums
@@ -112,79 +125,175 @@ def _axpy(y, s, h):
 
 
 @sums
-def _token(x, y, first, second, weight, h):
-    """Add one part's update to one token."""
-    rank = first.shape[0]
-    r = 0
-    while r + 4 <= rank:
-        _down1(x, first[r], first[r + 1], first[r + 2], first[r + 3], h[r : r + 4])
-        r += 4
-    while r < rank:
-        h[r] = _dot(x, first[r])
-        r += 1
-    for r in range(rank):
-        h[r] *= weight
-    r = 0
-    while r + 8 <= rank:
-        s = second[r : r + 8]
-        _up1(y, s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], h[r : r + 8])
-        r += 8
-    while r < rank:
-        _axpy(y, second[r], h[r])
-        r += 1
-
-
-@sums
-def _tokens(x, y, at, first, second, weight, h):
-    """Add one part's update to four tokens, those at `at` (4,), `weight` (4,) times."""
-    a, b, c, d = at[0], at[1], at[2], at[3]
-    rank = first.shape[0]
-    r = 0
-    while r + 4 <= rank:
-        f = first[r : r + 4]
-        _down4(x[a], x[b], x[c], x[d], f[0], f[1], f[2], f[3], h)
-        for t in range(4):
-            for i in range(4):
-                h[t, i] *= weight[t]
-        s = second[r : r + 4]
-        _up4(y[a], y[b], y[c], y[d], s[0], s[1], s[2], s[3], h)
-        r += 4
-    while r < rank:
-        for t in range(4):
-            _axpy(y[at[t]], second[r], weight[t] * _dot(x[at[t]], first[r]))
-        r += 1
-
-
-@sums
-def _add(x, y, first, second, parts, rows, weights, places):
-    """See `add`."""
-    one = np.empty(first.shape[1], np.float32)
+def _downs(x, first, starts, at, weights, h, low, high):
+    """Fill the rows of h (t, r) from low to high: each token's weight times x first_p^T."""
     four = np.empty((4, 4), np.float32)
-    at = np.empty(4, np.int64)
-    weight = np.empty(4, np.float32)
-    for u in range(parts.size):
-        a, b = first[parts[u]], second[parts[u]]
-        waiting = 0
-        for n in range(rows.shape[1]):
-            if weights[u, n] == 0:
+    rank = first.shape[1]
+    for p in range(first.shape[0]):
+        f, t, end = first[p], max(low, starts[p]), min(high, starts[p + 1])
+        while t + 4 <= end:
+            x0, x1, x2, x3 = x[at[t]], x[at[t + 1]], x[at[t + 2]], x[at[t + 3]]
+            r = 0
+            while r + 4 <= rank:
+                _down4(x0, x1, x2, x3, f[r], f[r + 1], f[r + 2], f[r + 3], four)
+                for i in range(4):
+                    for j in range(4):
+                        h[t + i, r + j] = weights[t + i] * four[i, j]
+                r += 4
+            while r < rank:
+                for i in range(4):
+                    h[t + i, r] = weights[t + i] * _dot(x[at[t + i]], f[r])
+                r += 1
+            t += 4
+        while t < end:
+            own, r = x[at[t]], 0
+            while r + 8 <= rank:
+                g = f[r : r + 8]
+                _down1(own, g[0], g[1], g[2], g[3], g[4], g[5], g[6], g[7], h[t, r : r + 8])
+                r += 8
+            while r < rank:
+                h[t, r] = _dot(own, f[r])
+                r += 1
+            for r in range(rank):
+                h[t, r] *= weights[t]
+            t += 1
+
+
+@sums
+def _ups(y, second, starts, at, h, low, high, left, right):
+    """Add h second_p to the tokens from low to high, in the columns from left to right."""
+    four = np.empty((4, 4), np.float32)
+    rank = second.shape[1]
+    for p in range(second.shape[0]):
+        s, t, end = second[p], max(low, starts[p]), min(high, starts[p + 1])
+        while t + 4 <= end:
+            y0, y1 = y[at[t], left:right], y[at[t + 1], left:right]
+            y2, y3 = y[at[t + 2], left:right], y[at[t + 3], left:right]
+            r = 0
+            while r + 4 <= rank:
+                for i in range(4):
+                    for j in range(4):
+                        four[i, j] = h[t + i, r + j]
+                s0, s1 = s[r, left:right], s[r + 1, left:right]
+                s2, s3 = s[r + 2, left:right], s[r + 3, left:right]
+                _up4(y0, y1, y2, y3, s0, s1, s2, s3, four)
+                r += 4
+            while r < rank:
+                for i in range(4):
+                    _axpy(y[at[t + i], left:right], s[r, left:right], h[t + i, r])
+                r += 1
+            t += 4
+        while t < end:
+            own, r = y[at[t], left:right], 0
+            while r + 8 <= rank:
+                s0, s1 = s[r, left:right], s[r + 1, left:right]
+                s2, s3 = s[r + 2, left:right], s[r + 3, left:right]
+                s4, s5 = s[r + 4, left:right], s[r + 5, left:right]
+                s6, s7 = s[r + 6, left:right], s[r + 7, left:right]
+                _up1(own, s0, s1, s2, s3, s4, s5, s6, s7, h[t, r : r + 8])
+                r += 8
+            while r < rank:
+                _axpy(own, s[r, left:right], h[t, r])
+                r += 1
+            t += 1
+
+
+@sums
+def _cut(starts, share, among):
+    """Return where one of so many shares of the tokens begins: a part's fours stay together."""
+    place, p = starts[-1] * share // among, 0
+    while p + 2 < starts.size and starts[p + 1] <= place:
+        p += 1
+    return starts[-1] if share == among else place - (place - starts[p]) % 4
+
+
+HEAD = 16  # numbers before the tables of a job
+
+
+def _work(job):
+    """See `Updates.add`; the first entry of the job says where it lies."""
+    n = carray(job[0], (HEAD,), np.int64)
+    tokens, inputs, outputs, parts, rank, used, apart = n[5], n[6], n[7], n[8], n[9], n[10], n[11]
+    x = carray(job[1], (tokens, inputs), np.float32)
+    y = carray(job[2], (tokens, outputs), np.float32)
+    first = carray(job[3], (parts, rank, inputs), np.float32)
+    second = carray(job[4], (parts, rank, outputs), np.float32)
+    starts = carray(job[12], (parts + 1,), np.int64)
+    at = carray(job[13], (used,), np.int64)
+    weights = carray(job[14], (used,), np.float32)
+    h = carray(job[15], (used, rank), np.float32)
+    me, among = team.me(), team.size()
+    low, high = _cut(starts, me, among), _cut(starts, me + 1, among)
+    _downs(x, first, starts, at, weights, h, low, high)
+    if apart:  # no row is another thread's too
+        _ups(y, second, starts, at, h, low, high, 0, outputs)
+    else:
+        team.meet()
+        lines = (outputs + 15) // 16  # of a cache; threads write into none together
+        left, right = lines * me // among * 16, min(outputs, lines * (me + 1) // among * 16)
+        _ups(y, second, starts, at, h, 0, used, left, right)
+
+
+@lru_cache
+def _run() -> Any:
+    return team.compiled(_work, fastmath=FAST)
+
+
+@jit
+def _job(table, places, rank):
+    """Return what `_work` reads, in one array: numbers, starts, tokens, weights, and room for h."""
+    rows, parts = table.shape
+    used = 0
+    for i in range(rows):
+        for p in range(parts):
+            used += table[i, p] != 0
+    used *= places
+    begin, middle = HEAD + parts + 1, HEAD + parts + 1 + used
+    end = middle + (used + 1) // 2
+    job = np.empty(end + (used * rank + 1) // 2, np.int64)
+    starts, at = job[HEAD:begin], job[begin:middle]
+    weights = job[middle:end].view(np.float32)
+    t, apart = 0, used <= rows * places
+    for p in range(parts):
+        starts[p] = t
+        for i in range(rows):
+            if table[i, p] == 0:
                 continue
+            if apart:
+                for q in range(p):
+                    apart = apart and table[i, q] == 0
             for place in range(places):
-                at[waiting] = rows[u, n] * places + place
-                weight[waiting] = weights[u, n]
-                waiting += 1
-                if waiting == 4:
-                    _tokens(x, y, at, a, b, weight, four)
-                    waiting = 0
-        for t in range(waiting):
-            _token(x[at[t]], y[at[t]], a, b, weight[t], one)
+                at[t], weights[t] = i * places + place, table[i, p]
+                t += 1
+    starts[parts] = t
+    job[0] = job.ctypes.data
+    job[8], job[9], job[10], job[11] = parts, rank, used, apart
+    for entry, place in ((12, HEAD), (13, begin), (14, middle), (15, end)):
+        job[entry] = job[0] + 8 * place
+    return job
 
 
-def add(
-    x: Any, y: Any, first: Any, second: Any, parts: Any, rows: Any, weights: Any, places: int
-) -> None:
-    """Add w x first_p^T second_p to y at all places of the rows that use part p; all float32.
+class Updates:
+    """Which tokens of a batch take which parts, for as many layers as there are.
 
-    x (b places, c), y (b places, R), first (m, r, c), second (m, r, R), contiguous; for each of u
-    parts (u,) of int64 the rows (u, n) and their weights (u, n); those of weight 0 are not read.
+    `table` (b, m) of float32: the weight of each part in each row, at all `places` of the row.
+    `rank` is the factors'.
     """
-    _add(x, y, first, second, parts, rows, weights, places)
+
+    def __init__(self, table: Any, places: int, rank: int) -> None:
+        self._job = _job(table, places, rank)
+        self._address, used = self._job[0].item(), self._job[10].item()
+        self._tokens, self._products = len(table) * places, used * rank
+        self._run = _run()
+
+    def add(
+        self, x: int, y: int, first: int, second: int, inputs: int, outputs: int, threads: int
+    ) -> None:
+        """Add w x first_p^T second_p to y; the first four are addresses of contiguous float32.
+
+        x (b places, c), y (b places, R), first (m, r, c), second (m, r, R); inputs is c, outputs R.
+        Factors of parts that no row takes, and rows that take none, are not read.
+        """
+        GIVEN.pack_into(self._job, 8, x, y, first, second, self._tokens, inputs, outputs)
+        few = self._products * (inputs + outputs) <= ALONE
+        self._run(self._address, 1 if few else threads)

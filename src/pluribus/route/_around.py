@@ -14,6 +14,9 @@ class Around(nn.Module):
 
     def __getattr__(self, name: str) -> Any:
         """Look for what is not ours in the base."""
+        modules = self.__dict__.get("_modules", {})
+        if name in modules:  # the usual case, and quicker than asking above
+            return modules[name]
         try:
             return super().__getattr__(name)
         except AttributeError:

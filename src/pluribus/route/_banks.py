@@ -8,24 +8,14 @@ m counts the parts that touch the tensor, `members` says which of all they are.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import is_functorch_wrapped_tensor
-from torch.autograd.forward_ad import unpack_dual
 
 from pluribus.core.shapes import Float, Shaped
-from pluribus.kernels import low_rank_rows
-from pluribus.route._route import Packed, Route
+from pluribus.route._adding import added
+from pluribus.route._route import Route
 from pluribus.route.parts import Delta, Dense, LowRank, Masked, Scaled, unpacked
-
-# What one way of adding takes, in microseconds: to begin, and a product. Fitted to times of ranks 8
-# and 32, widths 384 and 1536, in float32 with two threads; only what is the quicker matters.
-BEGIN = {"fused": 8.0, "by row": 20.0, "packed": 95.0, "whole": 48.0}
-PRODUCT = {"fused": 3.2e-5, "by row": 1.0e-5, "packed": 4.3e-6, "whole": 7.8e-6}
-MOVED = 2.4e-4  # a value that is copied to another place
-
 
 def _kept(tensor: Tensor) -> nn.Parameter:
     return nn.Parameter(tensor, requires_grad=False)
@@ -63,125 +53,17 @@ class LowRankBank(nn.Module):
         *,
         transposed: bool = False,
     ) -> Float[Tensor, "b s R"]:
-        """Return y + sum_t w_t b_t a_t x for all rows at once.
+        """Return y + sum_t w_t b_t a_t x for all rows at once; may write into y.
 
-        Fused: each row by its own factors, read where they are. By row: in two batched products, of
-        gathered factors. Packed: each part on its own rows, padded to as many as the part with most
-        has. Whole: all parts in use on all rows. The way is chosen by the time it should take. May
-        write into y.
         `transposed`: the tensor is (inputs, outputs), so what is added is x b_t a_t.
         """
-        first, second = (self.b, self.a) if transposed else (self.a, self.b)
         packed = route.packed(len(x), self.members)
         if packed is None:
             return y
-        first, second = first.to(x.dtype), second.to(x.dtype)
-        way = quickest(x, y, first, second, packed)
-        if way in ("fused", "by row"):
-            return (_fused if way == "fused" else _by_row)(x, y, first, second, packed)
-        if len(packed.used) < len(first):
-            first, second = first[packed.used], second[packed.used]
-        return (_packed if way == "packed" else _whole)(x, y, first, second, packed)
-
-
-def quickest(x: Tensor, y: Tensor, first: Tensor, second: Tensor, packed: Packed) -> str:
-    """Return the way of adding that should take the shortest time."""
-    rows, places, inputs = x.shape
-    _, rank, outputs = second.shape
-    fused = _fusible(x, y, first, second, packed.table)
-    counts = len(packed.used), packed.rows.numel(), packed.slots.numel()
-    return _quickest(fused, rows, places, inputs, rank, outputs, *counts)
-
-
-@lru_cache(1024)
-def _quickest(
-    fused: bool,
-    rows: int,
-    places: int,
-    inputs: int,
-    rank: int,
-    outputs: int,
-    used: int,
-    filled: int,
-    own: int,
-) -> str:
-    each = rank * (inputs + outputs)
-    products = {
-        "fused": own * places * each,
-        "by row": own * places * each,
-        "packed": filled * places * each,
-        "whole": rows * used * places * each,
-    }
-    values = {
-        "fused": 0,
-        "by row": own * each,
-        "packed": places * (filled * (inputs + outputs) + own * outputs),
-        "whole": rows * places * (used * rank + outputs),
-    }
-    times = {way: BEGIN[way] + PRODUCT[way] * products[way] + MOVED * values[way] for way in BEGIN}
-    if not fused:
-        del times["fused"]
-    return min(times, key=times.__getitem__)
-
-
-def _fusible(*tensors: Tensor) -> bool:
-    """Whether the kernel may have these: float32 in the processor's memory, and nobody follows."""
-    if not _free(*tensors) or torch.compiler.is_compiling():
-        return False
-    for tensor in tensors:
-        if tensor.dtype is not torch.float32 or not tensor.is_cpu:
-            return False
-        if unpack_dual(tensor)[1] is not None:
-            return False
-    return True
-
-
-def _fused(x: Tensor, y: Tensor, first: Tensor, second: Tensor, packed: Packed) -> Tensor:
-    y = y.contiguous()
-    flat = x.contiguous().flatten(0, 1), y.flatten(0, 1)
-    given = (*flat, first, second, packed.used, packed.rows, packed.weights)
-    low_rank_rows.add(*[tensor.detach().numpy() for tensor in given], places=x.shape[1])
-    return y
-
-
-def _packed(x: Tensor, y: Tensor, first: Tensor, second: Tensor, packed: Packed) -> Tensor:
-    used, most = packed.rows.shape
-    places = x.shape[1]
-    # Picked rows lie as those of x do, which may be transposed: a view is not always possible.
-    picked = x[packed.rows.flatten()].reshape(used, most * places, -1)
-    h = torch.bmm(picked, first.transpose(1, 2))
-    if not packed.plain:
-        weights = packed.weights.to(h.dtype)[:, :, None, None]
-        h = (h.view(used, most, places, -1) * weights).view(h.shape)
-    found = torch.bmm(h, second).view(used * most, places, -1)
-    for column in packed.slots.unbind(1):
-        y = y.add_(found[column]) if _free(y, found) else y + found[column]
-    return y
-
-
-def _by_row(x: Tensor, y: Tensor, first: Tensor, second: Tensor, packed: Packed) -> Tensor:
-    h = torch.bmm(x, first[packed.parts].flatten(1, 2).transpose(1, 2))
-    if not packed.plain:
-        weights = packed.weights.to(h.dtype).flatten()[packed.slots]
-        h = h * weights.repeat_interleave(first.shape[1], 1)[:, None]
-    second = second[packed.parts].flatten(1, 2)
-    return y.baddbmm_(h, second) if _free(y, h) else torch.baddbmm(y, h, second)
-
-
-def _free(*tensors: Tensor) -> bool:
-    """Whether nobody maps them or needs a gradient, so that the first may be written into."""
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        return False
-    return not any(is_functorch_wrapped_tensor(t) for t in tensors)
-
-
-def _whole(x: Tensor, y: Tensor, first: Tensor, second: Tensor, packed: Packed) -> Tensor:
-    used, rank, _ = first.shape
-    rows, places, _ = y.shape
-    weights = packed.table.to(x.dtype)
-    h = (x @ first.flatten(0, 1).t()).unflatten(2, (used, rank)) * weights[:, None, :, None]
-    flat = torch.addmm(y.flatten(0, 1), h.flatten(2).flatten(0, 1), second.flatten(0, 1))
-    return flat.unflatten(0, (rows, places))
+        a, b = self.a, self.b
+        if a.dtype is not x.dtype:
+            a, b = a.to(x.dtype), b.to(x.dtype)
+        return added(x, y, b, a, packed) if transposed else added(x, y, a, b, packed)
 
 
 class DenseBank(nn.Module):

@@ -43,10 +43,15 @@ def _some(value: Any, places: Tensor, rows: int) -> Any:
     )
 
 
-def splits(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Whether all arguments are tensors and plain values, of which rows can be taken."""
-    plain = (Tensor, bool, int, float, str)
-    return all(v is None or isinstance(v, plain) for v in (*args, *kwargs.values()))
+def shapes_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple | None:
+    """Return what tells batches of one shape; None if rows cannot be taken of all arguments."""
+    found: list[Any] = []
+    for name, value in (*enumerate(args), *kwargs.items()):
+        if isinstance(value, Tensor):
+            found.append((name, value.shape))
+        elif value is not None and not isinstance(value, bool | int | float | str):
+            return None
+    return tuple(found)
 
 
 def joined(outputs: Sequence[Any], places: Sequence[Tensor], rows: int) -> Any:

@@ -5,27 +5,18 @@ flattened. Both lie batch-major, so each row of weights is repeated.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from math import isfinite
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pluribus.core.errors import MismatchError, NonFiniteError
-from pluribus.core.shapes import Float, Int
+from pluribus.core.shapes import Float
+from pluribus.route._packed import Packed, numbers
 
 T = TypeVar("T")
-
-
-class Packed(NamedTuple):
-    """The rows that use each part, side by side: u parts in use, n places for the rows of each."""
-
-    used: Int[Tensor, " u"]  # numbers among the members that were asked for
-    table: Float[Tensor, "b u"]  # weights of the parts in use
-    rows: Int[Tensor, "u n"]  # a place that nobody needs has row 0
-    weights: Float[Tensor, "u n"]  # and weight 0
-    plain: bool  # whether all rows have k parts, of weight 1
-    slots: Int[Tensor, "b k"]  # where among the u n places a row's parts are
-    parts: Int[Tensor, "b k"]  # which of the members those are
 
 
 class Route:
@@ -39,12 +30,14 @@ class Route:
             raise MismatchError(
                 f"weights have shape {list(weights.shape)}, expected (batch, parts)"
             )
-        if not bool(weights.detach().isfinite().all()):
-            row = int((~weights.detach().isfinite()).any(1).nonzero()[0])
+        self._values = numbers(weights)
+        if not isfinite(self._values.sum()) and not np.isfinite(self._values).all():
+            row = int((~np.isfinite(self._values)).any(1).nonzero()[0][0])
             raise NonFiniteError(f"the route of row {row} is not finite: {weights[row].tolist()}")
         self.weights = weights
         self.rows = len(weights)
         self._known: dict[tuple, Any] = {}
+        self._packed: dict[tuple[int, tuple[int, ...]], Packed | None] = {}
 
     def of(self, rows: int, members: tuple[int, ...]) -> Float[Tensor, "b t"]:
         """Return the weights of some parts for a layer with so many rows."""
@@ -59,36 +52,17 @@ class Route:
 
     def packed(self, rows: int, members: tuple[int, ...]) -> Packed | None:
         """Return the same part by part; None if no row uses any of them."""
-
-        def made() -> Packed | None:
-            table = self.of(rows, members)
-            plain = table.detach()
-            used = (plain != 0).any(0).nonzero().flatten()
-            if not len(used):
-                return None
-            table, plain = table[:, used], plain[:, used]
-            parts, who = (plain.t() != 0).nonzero(as_tuple=True)
-            count, columns = parts.bincount(), who.bincount(minlength=rows)
-            even = int(columns.min()) == int(columns.max())
-            most = int(count.max()) + (not even)  # the last place is free where some row needs one
-            slot = parts * most + _within(parts, count)
-            by_row = who.argsort(stable=True)
-            slots = plain.new_full((rows, int(columns.max())), most - 1, dtype=torch.long)
-            slots[who[by_row], _within(who[by_row], columns)] = slot[by_row]
-            places = slots.new_zeros(len(used) * most)
-            places[slot] = who
-            weights = table.new_zeros(len(places)).index_put((slot,), table[who, parts])
-            return Packed(
-                used=used,
-                table=table,
-                rows=places.view(len(used), most),
-                weights=weights.view(len(used), most),
-                plain=even and bool((plain[who, parts] == 1).all()),
-                slots=slots,
-                parts=used[slots // most],
-            )
-
-        return self._once(("packed", rows, members), made)
+        try:
+            return self._packed[rows, members]
+        except KeyError:
+            values = self._values
+            if members != tuple(range(values.shape[1])):
+                values = np.ascontiguousarray(values[:, list(members)])
+            if rows != self.rows:
+                values = values.repeat(self._times(rows), 0)
+            found = Packed(self.of(rows, members), values) if values.any() else None
+            self._packed[rows, members] = found
+            return found
 
     def groups(self, rows: int, members: tuple[int, ...]) -> list[tuple[Tensor | None, Tensor]]:
         """Return which rows share a mixture: (row numbers, or None for all; the mixture (t,))."""
@@ -105,6 +79,13 @@ class Route:
 
         return self._once(("groups", rows, members), made)
 
+    @property
+    def copied(self) -> bool:
+        """Whether some layer had to bring rows of one mixture together."""
+        if any(packed is not None and packed.copied for packed in self._packed.values()):
+            return True
+        return any(key[0] == "groups" for key in self._known)
+
     def _times(self, rows: int) -> int:
         if not self.rows or rows % self.rows:
             raise MismatchError(
@@ -117,12 +98,6 @@ class Route:
         if key not in self._known:
             self._known[key] = made()
         return self._known[key]
-
-
-def _within(group: Tensor, sizes: Tensor) -> Tensor:
-    """Return the place of each in its group; those of one group lie together, in order."""
-    starts = sizes.cumsum(0) - sizes
-    return torch.arange(len(group), device=group.device) - starts[group]
 
 
 class Current:

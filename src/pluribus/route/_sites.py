@@ -150,14 +150,25 @@ class Site(nn.Module, ABC):
 class LinearSite(Site):
     """nn.Linear, and GPT-2's Conv1D."""
 
+    def __init__(
+        self, path: str, module: nn.Module, deltas: Mapping[str, Mapping[int, Delta]]
+    ) -> None:
+        super().__init__(path, module, deltas)
+        self._transposed = is_transposed(module)
+        kinds = [type(bank) for bank in self.of("weight")]
+        bare = len(kinds) == 1 and not len(self.of("bias"))
+        # in a tuple: a bank is a child of its own list already
+        self._alone = tuple(self.of("weight")) if bare and kinds == [LowRankBank] else ()
+
     def mix(self, x: Tensor, y: Tensor, route: Route) -> Tensor:
         """See `Site.mix`."""
-        rows, transposed = len(x), is_transposed(self.module)
+        if self._alone:  # the usual case, at every step of a decoder
+            return self._low_rank(self._alone[0], x, y, route)
+        rows, transposed = len(x), self._transposed
         plain = y
         for bank in self.of("weight"):
             if isinstance(bank, LowRankBank):
-                flat_x, flat_y = x.reshape(rows, -1, x.shape[-1]), y.reshape(rows, -1, y.shape[-1])
-                y = bank.add(flat_x, flat_y, route, transposed=transposed).view(y.shape)
+                y = self._low_rank(bank, x, y, route)
             elif isinstance(bank, ScaledBank):
                 bias = self.module.bias
                 gains = route.of(rows, bank.members).to(y.dtype) @ bank.gains
@@ -172,6 +183,12 @@ class LinearSite(Site):
         y = self.wholly(x, y, route, apply)
         bias = self.rows_of("bias", route, rows)
         return y if bias is None else y + _spread(bias, y)
+
+    def _low_rank(self, bank: LowRankBank, x: Tensor, y: Tensor, route: Route) -> Tensor:
+        if x.ndim == 3:
+            return bank.add(x, y, route, transposed=self._transposed)
+        flat_x, flat_y = (some.reshape(len(x), -1, some.shape[-1]) for some in (x, y))
+        return bank.add(flat_x, flat_y, route, transposed=self._transposed).view(y.shape)
 
 
 class ConvolutionSite(Site):

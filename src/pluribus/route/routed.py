@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from pluribus.core.errors import InputError, MismatchError, listing, nearest
 from pluribus.core.shapes import Float
 from pluribus.route._around import Around
-from pluribus.route._batch import begun_as, joined, remember, rows_of, splits, taken
+from pluribus.route._batch import begun_as, joined, remember, rows_of, shapes_of, taken
 from pluribus.route._odd import Odd
 from pluribus.route._route import Current, Route
 from pluribus.route._sites import AdapterSite, Site, mixer
@@ -73,6 +73,9 @@ class Routed(Around):
         self.top_k = top_k
         self.heads = {task: dict(head) for task, head in (heads or {}).items()}
         self._current = Current()
+        # Where the first parameter is: going through all of them takes longer than a small layer.
+        self._first = next((m, name) for m in base.modules() for name in m._parameters)
+        self._unsorted: set[tuple] = set()  # shapes of batches that no layer sorts
         self._switch = Switch(base)
         self.keep = keep
         self.sites, self.odd = self._built(parts)
@@ -174,7 +177,8 @@ class Routed(Around):
 
         Raises InputError for an unknown part or a wrong number of rows.
         """
-        like = next(self.base.parameters())
+        module, attribute = self._first
+        like: Any = module._parameters[attribute]
         if isinstance(given, str):
             given = [given] * rows
         if isinstance(given, Tensor):
@@ -284,39 +288,57 @@ class Routed(Around):
         if (alone := self._alone(table)) is not None:
             with alone:
                 return self.base(*args, **kwargs)
-        order = self._sorted(args, kwargs, table, rows)
-        if order is not None:
+        shapes = shapes_of(args, kwargs)
+        order = None if shapes is None or shapes in self._unsorted else self._sorted(table)
+        if order is None:
+            route = Route(table)
+            out = self._mixed(args, kwargs, route)
+        else:
+            route = Route(table[order])
             some, named = taken(args, kwargs, order, rows)
-            return joined([self._run(some, named, table[order], rows)], [order], rows)
-        route = Route(table)
-        groups = self.odd.groups(route)
+            out = joined([self._mixed(some, named, route)], [order], rows)
+        if shapes is not None and not route.copied and not torch.is_grad_enabled():
+            self._unsorted.add(shapes)
+        return out
+
+    def _mixed(self, args: tuple, kwargs: dict[str, Any], route: Route) -> Any:
+        odd = self.odd
+        if not odd.names:
+            return self._with(route, args, kwargs)
+        groups = odd.groups(route)
         if len(groups) < 2:
-            with self._routed(route), self.odd.standing(route, groups[0][1] if groups else None):
-                return self.base(*args, **kwargs)
-        if self.odd.spreads:
-            with self._routed(route), self.odd.spread(route):
-                return self.base(*args, **kwargs)
+            with odd.standing(route, groups[0][1] if groups else None):
+                return self._with(route, args, kwargs)
+        if odd.spreads:
+            with odd.spread(route):
+                return self._with(route, args, kwargs)
         outputs = []
         for places, mixture in groups:
             assert places is not None
-            some, named = taken(args, kwargs, places, rows)
-            part = Route(table[places])
-            with self._routed(part), self.odd.standing(part, mixture):
-                outputs.append(self.base(*some, **named))
-        out = joined(outputs, [places for places, _ in groups], rows)  # type: ignore[misc]
-        if self.odd.spreads is None:
+            some, named = taken(args, kwargs, places, route.rows)
+            part = Route(route.weights[places])
+            with odd.standing(part, mixture):
+                outputs.append(self._with(part, some, named))
+        out = joined(outputs, [places for places, _ in groups], route.rows)  # type: ignore[misc]
+        if odd.spreads is None:
             with self._routed(route):
-                self.odd.spreads = self.odd.agrees(out, args, kwargs, route)
+                odd.spreads = odd.agrees(out, args, kwargs, route)
         return out
 
-    def _sorted(
-        self, args: tuple, kwargs: dict[str, Any], table: Tensor, rows: int
-    ) -> Tensor | None:
+    def _with(self, route: Route, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Run the base while its layers see a route."""
+        before, self._current.route = self._current.route, route
+        try:
+            return self.base(*args, **kwargs)
+        finally:
+            self._current.route = before
+
+    def _sorted(self, table: Tensor) -> Tensor | None:
         """Return the order that puts rows of one part side by side; None: as they are.
 
         Layers then read each part's rows without copying them.
         """
-        if rows < 3 or torch.is_grad_enabled() or not splits(args, kwargs):
+        if len(table) < 3 or torch.is_grad_enabled():
             return None
         chief = table.argmax(1)
         order = chief.argsort(stable=True)

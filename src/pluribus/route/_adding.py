@@ -1,0 +1,188 @@
+"""Ways of adding every row's own low-rank updates to a layer's output: y + sum_p w_p b_p a_p x.
+
+    fused    each row by its own factors, read where they are (`kernels.low_rank_rows`)
+    by row   in two batched products, of gathered factors
+    packed   each part on its own rows, padded to as many as the part with most has
+    whole    all parts in use on all rows
+
+All are one formula; which is taken goes by the time each should take.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor, peek_interpreter_stack
+from torch.autograd import forward_ad
+
+from pluribus.core.shapes import Float
+from pluribus.route._packed import Packed
+
+# What one way takes, in microseconds: to begin, a product, a value that is copied to another place,
+# and a value of a factor that is read. Fitted by `benchmarks/route_ways.py`, in float32 with two
+# threads; only what is the quicker matters.
+BEGIN = {"fused": 8.0, "by row": 20.0, "packed": 95.0, "whole": 48.0}
+PRODUCT = {"fused": 1.6e-5, "by row": 1.0e-5, "packed": 4.3e-6, "whole": 7.8e-6}
+MOVED = 2.4e-4
+READ = 4e-5
+
+
+def added(
+    x: Float[Tensor, "b s c"],
+    y: Float[Tensor, "b s R"],
+    first: Float[Tensor, "m r c"],
+    second: Float[Tensor, "m r R"],
+    packed: Packed,
+) -> Float[Tensor, "b s R"]:
+    """Return y + sum_p w_p (x first_p^T) second_p, in the quickest way. May write into y."""
+    way = packed.ways.get((x.shape, second.shape)) or quickest(x, first, second, packed)
+    if way == "fused":
+        if _fusible(x, y, first, second, packed.table):
+            return _fused(x, y, first, second, packed)
+        way = quickest(x, first, second, packed, fusible=False)
+    packed.copied = True
+    return WAYS[way](x, y, first, second, packed)
+
+
+def quickest(
+    x: Tensor, first: Tensor, second: Tensor, packed: Packed, *, fusible: bool = True
+) -> str:
+    """Return the way of adding that should take the shortest time, and note it."""
+    key = (x.shape, second.shape) if fusible else (x.shape, second.shape, "not fused")
+    way = packed.ways.get(key)
+    if way is None:
+        sizes = *x.shape, *second.shape, packed.used, packed.filled, len(packed.entries[0])
+        times = dict(costs(*sizes, packed.straight))
+        if not fusible:
+            del times["fused"]
+        way = packed.ways[key] = min(times, key=times.__getitem__)
+    return way
+
+
+@lru_cache(1024)
+def costs(
+    rows: int,
+    places: int,
+    inputs: int,
+    members: int,
+    rank: int,
+    outputs: int,
+    used: int,
+    filled: int,
+    own: int,
+    straight: bool,
+) -> dict[str, float]:
+    """Return the time that each way should take, in microseconds."""
+    each = rank * (inputs + outputs)
+    products = {
+        "fused": own * places * each,
+        "by row": own * places * each,
+        "packed": filled * places * each,
+        "whole": rows * used * places * each,
+    }
+    moved = {
+        "fused": 0,
+        "by row": own * each,
+        "packed": 0 if straight else places * (filled * (inputs + outputs) + own * outputs),
+        "whole": rows * places * (used * rank + outputs),
+    }
+    read = {"fused": used * each, "by row": 0, "packed": members * each, "whole": used * each}
+    return {
+        way: BEGIN[way] + PRODUCT[way] * products[way] + MOVED * moved[way] + READ * read[way]
+        for way in products
+    }
+
+
+def _fusible(x: Tensor, y: Tensor, first: Tensor, second: Tensor, table: Tensor) -> bool:
+    """Whether the kernel may have these: float32 in the processor's memory, and nobody follows."""
+    return (
+        type(x) is type(y) is Tensor
+        and x.dtype is y.dtype is first.dtype is second.dtype is torch.float32
+        and x.is_cpu
+        and y.is_cpu
+        and first.is_cpu
+        and second.is_cpu
+        and peek_interpreter_stack() is None
+        and forward_ad._current_level < 0
+        and not (torch.is_grad_enabled() and _learns(x, y, first, second, table))
+        and not torch.compiler.is_compiling()
+    )
+
+
+def _learns(*tensors: Tensor) -> bool:
+    return any(tensor.requires_grad for tensor in tensors)
+
+
+def _free(*tensors: Tensor) -> bool:
+    """Whether nobody maps them or needs a gradient, so that the first may be written into."""
+    if torch.is_grad_enabled() and _learns(*tensors):
+        return False
+    return not any(is_functorch_wrapped_tensor(t) for t in tensors)
+
+
+def _fused(x: Tensor, y: Tensor, first: Tensor, second: Tensor, packed: Packed) -> Tensor:
+    x, y = x.contiguous(), y.contiguous()
+    first, second = first.contiguous(), second.contiguous()
+    packed.updates(x.shape[1], first.shape[1]).add(
+        x.data_ptr(),
+        y.data_ptr(),
+        first.data_ptr(),
+        second.data_ptr(),
+        x.shape[2],
+        y.shape[2],
+        torch.get_num_threads(),
+    )
+    return y
+
+
+def _by_row(x: Tensor, y: Tensor, first: Tensor, second: Tensor, packed: Packed) -> Tensor:
+    places = packed.places
+    h = torch.bmm(x, first[places.parts].flatten(1, 2).transpose(1, 2))
+    if not packed.plain:
+        weights = places.weights.to(h.dtype).flatten()[places.slots]
+        h = h * weights.repeat_interleave(first.shape[1], 1)[:, None]
+    second = second[places.parts].flatten(1, 2)
+    return y.baddbmm_(h, second) if _free(y, h) else torch.baddbmm(y, h, second)
+
+
+def _packed(x: Tensor, y: Tensor, first: Tensor, second: Tensor, packed: Packed) -> Tensor:
+    places = packed.places
+    parts, most = places.rows.shape
+    if places.owners is not None:
+        first, second = first[places.owners], second[places.owners]
+    # Picked rows lie as those of x do, which may be transposed: a view is not always possible.
+    picked = x if packed.straight else x.index_select(0, places.rows.flatten())
+    h = torch.bmm(picked.reshape(parts, most * x.shape[1], -1), first.transpose(1, 2))
+    if not packed.plain:
+        weights = places.weights.to(h.dtype)[:, :, None, None]
+        h = (h.view(parts, most, x.shape[1], -1) * weights).view(h.shape)
+    if packed.straight:
+        flat = y.reshape(h.shape[0], h.shape[1], -1)
+        found = flat.baddbmm_(h, second) if _free(flat, h) else torch.baddbmm(flat, h, second)
+        return found.view(y.shape)
+    found = torch.bmm(h, second).view(parts * most, x.shape[1], -1)
+    if not packed.even:
+        found[-1] = 0  # what stands there is of a row that was read for nothing
+    for column in places.slots.unbind(1):
+        own = found.index_select(0, column)
+        y = y.add_(own) if _free(y, own) else y + own
+    return y
+
+
+def _whole(x: Tensor, y: Tensor, first: Tensor, second: Tensor, packed: Packed) -> Tensor:
+    used, table = packed.in_use
+    if used is not None:
+        first, second = first[used], second[used]
+    weights = table.to(x.dtype)[:, None, :, None]
+    h = (x @ first.flatten(0, 1).t()).unflatten(2, first.shape[:2]) * weights
+    flat = torch.addmm(y.flatten(0, 1), h.flatten(2).flatten(0, 1), second.flatten(0, 1))
+    return flat.unflatten(0, y.shape[:2])
+
+
+WAYS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, Packed], Tensor]] = {
+    "fused": _fused,
+    "by row": _by_row,
+    "packed": _packed,
+    "whole": _whole,
+}
