@@ -9,7 +9,9 @@ from pluribus.kernels import low_rank_rows, team
 def added(x, y, first, second, table, threads):
     """Add to a copy of y, and return it."""
     y = y.copy()
-    found = low_rank_rows.Updates(table, len(x) // len(table), first.shape[1])
+    places, apart = len(x) // len(table), bool(((table != 0).sum(1) < 2).all())
+    rank, entries = first.shape[1], np.count_nonzero(table)
+    found = low_rank_rows.Updates(table, places, rank, entries, apart)
     pointers = [array.ctypes.data for array in (x, y, first, second)]
     found.add(*pointers, x.shape[1], y.shape[1], threads)
     return y
@@ -20,7 +22,13 @@ ROUTES = {  # rows by parts
     "one part a row": [[0, 0, 1, 0], [0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 1, 0]],
     "one part": [[0, 0, 0, 1]] * 5,
     "a row alone": [[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]],
-    "as many entries as rows": [[1, 1, 0, 0], [0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1], [1, 0, 0, 0]],
+    "as many entries as rows": [
+        [1, 1, 0, 0],
+        [0, 0, 0, 0],
+        [0, 1, 0, 0],
+        [0, 0, 0, 1],
+        [1, 0, 0, 0],
+    ],
 }
 
 
@@ -87,7 +95,7 @@ assert team._begin() is None
 from pluribus.kernels.low_rank_rows import Updates
 x, y = np.ones((4, 3), np.float32), np.zeros((4, 40), np.float32)
 first, second = np.ones((2, 5, 3), np.float32), np.ones((2, 5, 40), np.float32)
-found = Updates(np.array([[1, 0], [1, 0], [1, 0], [1, 1]], np.float32), 1, 5)
+found = Updates(np.array([[1, 0], [1, 0], [1, 0], [1, 1]], np.float32), 1, 5, 5, False)
 found.add(*[a.ctypes.data for a in (x, y, first, second)], 3, 40, 8)
 assert (y[:3] == 15).all() and (y[3] == 30).all(), y
 """

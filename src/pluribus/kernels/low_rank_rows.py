@@ -240,28 +240,47 @@ def _run() -> Any:
 
 
 @jit
-def _job(table, places, rank):
+def counted(table):
+    """Count what is not 0 in a table (b, m).
+
+    Returned are the number of entries, of parts that have some, the most that one part has, the
+    least and the most that a row has, the first and the last part in use, and whether all entries
+    are 1, and whether they go down the rows, one a row.
+    """
+    rows, parts = table.shape
+    entries, used, most, first, last, ones, straight = 0, 0, 0, parts, -1, True, True
+    own = np.zeros(rows, np.int64)
+    for p in range(parts):
+        count = 0
+        for i in range(rows):
+            if table[i, p] == 0:
+                continue
+            straight = straight and i == entries
+            ones = ones and table[i, p] == 1
+            own[i] += 1
+            count += 1
+            entries += 1
+        if count:
+            used, most, first, last = used + 1, max(most, count), min(first, p), p
+    return entries, used, most, own.min(), own.max(), first, last, ones, straight
+
+
+@jit
+def _job(table, places, rank, used, apart):
     """Return what `_work` reads, in one array: numbers, starts, tokens, weights, and room for h."""
     rows, parts = table.shape
-    used = 0
-    for i in range(rows):
-        for p in range(parts):
-            used += table[i, p] != 0
     used *= places
     begin, middle = HEAD + parts + 1, HEAD + parts + 1 + used
     end = middle + (used + 1) // 2
     job = np.empty(end + (used * rank + 1) // 2, np.int64)
     starts, at = job[HEAD:begin], job[begin:middle]
     weights = job[middle:end].view(np.float32)
-    t, apart = 0, used <= rows * places
+    t = 0
     for p in range(parts):
         starts[p] = t
         for i in range(rows):
             if table[i, p] == 0:
                 continue
-            if apart:
-                for q in range(p):
-                    apart = apart and table[i, q] == 0
             for place in range(places):
                 at[t], weights[t] = i * places + place, table[i, p]
                 t += 1
@@ -276,14 +295,14 @@ def _job(table, places, rank):
 class Updates:
     """Which tokens of a batch take which parts, for as many layers as there are.
 
-    `table` (b, m) of float32: the weight of each part in each row, at all `places` of the row.
-    `rank` is the factors'.
+    `table` (b, m) of float32: the weight of each part in each row, at all `places` of the row;
+    `entries` of it are not 0, and `apart` says that no row has two. `rank` is the factors'.
     """
 
-    def __init__(self, table: Any, places: int, rank: int) -> None:
-        self._job = _job(table, places, rank)
-        self._address, used = self._job[0].item(), self._job[10].item()
-        self._tokens, self._products = len(table) * places, used * rank
+    def __init__(self, table: Any, places: int, rank: int, entries: int, apart: bool) -> None:
+        self._job = _job(table, places, rank, entries, apart)
+        self._address = self._job[0].item()
+        self._tokens, self._products = table.shape[0] * places, entries * places * rank
         self._run = _run()
 
     def add(
@@ -296,4 +315,4 @@ class Updates:
         """
         GIVEN.pack_into(self._job, 8, x, y, first, second, self._tokens, inputs, outputs)
         few = self._products * (inputs + outputs) <= ALONE
-        self._run(self._address, 1 if few else threads)
+        self._run(self._address, 1 if few else threads, 0)  # 0: no flags

@@ -9,7 +9,7 @@ Inside a function `me()` is the number of its thread among `size()`, and `meet()
 
 import ctypes
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -66,10 +66,10 @@ def _kept(function: Any) -> Any:
     return function
 
 
-def compiled(work: Callable[[Any], None], **options: Any) -> Callable[[int, int], None]:
+def compiled(work: Callable[[Any], None], **options: Any) -> Callable[[int, int, int], None]:
     """Compile `work(pointers)`, once and for the disk; return what runs it on a team.
 
-    That takes the address of the pointers and how many threads there should be at most.
+    That takes the address of the pointers, how many threads there should be at most, and 0.
     """
     team = _begin()
     signature = SIGNATURE.args, SIGNATURE.return_type
@@ -79,5 +79,5 @@ def compiled(work: Callable[[Any], None], **options: Any) -> Callable[[int, int]
     address = _kept(function).address
     if team is None:
         alone = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)
-        return lambda job, _threads: alone(job)
-    return lambda job, threads: team(address, job, threads, 0)  # 0: no flags
+        return lambda job, _threads, _flags: alone(job)
+    return partial(team, address)

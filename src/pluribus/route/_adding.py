@@ -17,6 +17,7 @@ from torch._C._functorch import is_functorch_wrapped_tensor, peek_interpreter_st
 from torch.autograd import forward_ad
 
 from pluribus.core.shapes import Float
+from pluribus.kernels.low_rank_rows import Updates
 from pluribus.route._packed import Packed
 
 # What one way takes, in microseconds: to begin, a product, a value that is copied to another place,
@@ -36,27 +37,28 @@ def added(
     packed: Packed,
 ) -> Float[Tensor, "b s R"]:
     """Return y + sum_p w_p (x first_p^T) second_p, in the quickest way. May write into y."""
-    way = packed.ways.get((x.shape, second.shape)) or quickest(x, first, second, packed)
-    if way == "fused":
+    way = packed.ways.get((x.shape, second.shape)) or _noted(x, first, second, packed)
+    if type(way) is Updates:
         if _fusible(x, y, first, second, packed.table):
-            return _fused(x, y, first, second, packed)
-        way = quickest(x, first, second, packed, fusible=False)
+            return _fused(x, y, first, second, way)
+        way = quickest(x, second, packed, fusible=False)
     packed.copied = True
     return WAYS[way](x, y, first, second, packed)
 
 
-def quickest(
-    x: Tensor, first: Tensor, second: Tensor, packed: Packed, *, fusible: bool = True
-) -> str:
-    """Return the way of adding that should take the shortest time, and note it."""
-    key = (x.shape, second.shape) if fusible else (x.shape, second.shape, "not fused")
-    way = packed.ways.get(key)
-    if way is None:
-        sizes = *x.shape, *second.shape, packed.used, packed.filled, len(packed.entries[0])
-        times = dict(costs(*sizes, packed.straight))
-        if not fusible:
-            del times["fused"]
-        way = packed.ways[key] = min(times, key=times.__getitem__)
+def quickest(x: Tensor, second: Tensor, packed: Packed, *, fusible: bool = True) -> str:
+    """Return the way of adding that should take the shortest time."""
+    sizes = *x.shape, *second.shape, packed.used, packed.filled, packed.count, packed.straight
+    times = costs(*sizes)
+    return min(times if fusible else WAYS, key=times.__getitem__)
+
+
+def _noted(x: Tensor, first: Tensor, second: Tensor, packed: Packed) -> str | Updates:
+    """Note which way is the quickest, or what the kernel needs, for other layers of these sizes."""
+    way: str | Updates = quickest(x, second, packed)
+    if way == "fused":
+        way = packed.updates(x.shape[1], first.shape[1])
+    packed.ways[x.shape, second.shape] = way
     return way
 
 
@@ -121,10 +123,10 @@ def _free(*tensors: Tensor) -> bool:
     return not any(is_functorch_wrapped_tensor(t) for t in tensors)
 
 
-def _fused(x: Tensor, y: Tensor, first: Tensor, second: Tensor, packed: Packed) -> Tensor:
+def _fused(x: Tensor, y: Tensor, first: Tensor, second: Tensor, updates: Updates) -> Tensor:
     x, y = x.contiguous(), y.contiguous()
     first, second = first.contiguous(), second.contiguous()
-    packed.updates(x.shape[1], first.shape[1]).add(
+    updates.add(
         x.data_ptr(),
         y.data_ptr(),
         first.data_ptr(),
@@ -181,7 +183,6 @@ def _whole(x: Tensor, y: Tensor, first: Tensor, second: Tensor, packed: Packed) 
 
 
 WAYS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, Packed], Tensor]] = {
-    "fused": _fused,
     "by row": _by_row,
     "packed": _packed,
     "whole": _whole,

@@ -17,6 +17,7 @@ from pluribus.route._adding import added
 from pluribus.route._route import Route
 from pluribus.route.parts import Delta, Dense, LowRank, Masked, Scaled, unpacked
 
+
 def _kept(tensor: Tensor) -> nn.Parameter:
     return nn.Parameter(tensor, requires_grad=False)
 
@@ -57,7 +58,7 @@ class LowRankBank(nn.Module):
 
         `transposed`: the tensor is (inputs, outputs), so what is added is x b_t a_t.
         """
-        packed = route.packed(len(x), self.members)
+        packed = route.packed(x.shape[0], self.members)
         if packed is None:
             return y
         a, b = self.a, self.b

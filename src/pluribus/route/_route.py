@@ -60,9 +60,8 @@ class Route:
                 values = np.ascontiguousarray(values[:, list(members)])
             if rows != self.rows:
                 values = values.repeat(self._times(rows), 0)
-            found = Packed(self.of(rows, members), values) if values.any() else None
-            self._packed[rows, members] = found
-            return found
+            found = Packed(self.of(rows, members), values)
+            return self._packed.setdefault((rows, members), found if found.count else None)
 
     def groups(self, rows: int, members: tuple[int, ...]) -> list[tuple[Tensor | None, Tensor]]:
         """Return which rows share a mixture: (row numbers, or None for all; the mixture (t,))."""

@@ -162,8 +162,8 @@ class LinearSite(Site):
 
     def mix(self, x: Tensor, y: Tensor, route: Route) -> Tensor:
         """See `Site.mix`."""
-        if self._alone:  # the usual case, at every step of a decoder
-            return self._low_rank(self._alone[0], x, y, route)
+        if self._alone and x.ndim == 3:  # the usual case, at every step of a decoder
+            return self._alone[0].add(x, y, route, transposed=self._transposed)
         rows, transposed = len(x), self._transposed
         plain = y
         for bank in self.of("weight"):
@@ -185,8 +185,6 @@ class LinearSite(Site):
         return y if bias is None else y + _spread(bias, y)
 
     def _low_rank(self, bank: LowRankBank, x: Tensor, y: Tensor, route: Route) -> Tensor:
-        if x.ndim == 3:
-            return bank.add(x, y, route, transposed=self._transposed)
         flat_x, flat_y = (some.reshape(len(x), -1, some.shape[-1]) for some in (x, y))
         return bank.add(flat_x, flat_y, route, transposed=self._transposed).view(y.shape)
 
