@@ -38,7 +38,7 @@ def added(
 ) -> Float[Tensor, "b s R"]:
     """Return y + sum_p w_p (x first_p^T) second_p, in the quickest way. May write into y."""
     way = packed.ways.get((x.shape, second.shape)) or _noted(x, first, second, packed)
-    if type(way) is Updates:
+    if isinstance(way, Updates):
         if _fusible(x, y, first, second, packed.table):
             return _fused(x, y, first, second, way)
         way = quickest(x, second, packed, fusible=False)

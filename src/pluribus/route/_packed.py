@@ -67,7 +67,7 @@ class Packed:
     @cached_property
     def places(self) -> Places:
         """The rows side by side, as batched products need them."""
-        source, who = (self.values != 0).T.nonzero()
+        source, who = np.nonzero(self.values.T)
         own = self.table[self._moved(who), self._moved(source)]
         used = np.arange(self.members)
         if self._near or self._few:

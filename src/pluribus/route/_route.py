@@ -32,7 +32,7 @@ class Route:
             )
         self._values = numbers(weights)
         if not isfinite(self._values.sum()) and not np.isfinite(self._values).all():
-            row = int((~np.isfinite(self._values)).any(1).nonzero()[0][0])
+            row = int(np.isfinite(self._values).all(1).argmin())
             raise NonFiniteError(f"the route of row {row} is not finite: {weights[row].tolist()}")
         self.weights = weights
         self.rows = len(weights)

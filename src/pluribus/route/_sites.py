@@ -158,7 +158,9 @@ class LinearSite(Site):
         kinds = [type(bank) for bank in self.of("weight")]
         bare = len(kinds) == 1 and not len(self.of("bias"))
         # in a tuple: a bank is a child of its own list already
-        self._alone = tuple(self.of("weight")) if bare and kinds == [LowRankBank] else ()
+        self._alone: tuple[Any, ...] = (
+            tuple(self.of("weight")) if bare and kinds == [LowRankBank] else ()
+        )
 
     def mix(self, x: Tensor, y: Tensor, route: Route) -> Tensor:
         """See `Site.mix`."""
