@@ -20,13 +20,15 @@ from pluribus.core.shapes import Float
 from pluribus.kernels.low_rank_rows import Updates
 from pluribus.route._packed import Packed
 
-# What one way takes, in microseconds: to begin, a product, a value that is copied to another place,
-# and a value of a factor that is read. Fitted by `benchmarks/route_ways.py`, in float32 with two
-# threads; only what is the quicker matters.
-BEGIN = {"fused": 8.0, "by row": 20.0, "packed": 95.0, "whole": 48.0}
-PRODUCT = {"fused": 1.6e-5, "by row": 1.0e-5, "packed": 4.3e-6, "whole": 7.8e-6}
-MOVED = 2.4e-4
-READ = 4e-5
+# What a way takes, in microseconds: to begin, for a product, for a value that is copied to another
+# place, and for a value of a factor that is read. Fitted by `benchmarks/route_ways.py`, in float32
+# with two threads; only what is the quicker matters.
+COSTS = {
+    "fused": {"begin": 1.9, "product": 1.25e-5, "moved": 0.0, "read": 6.5e-5},
+    "by row": {"begin": 22.0, "product": 1.1e-5, "moved": 2.3e-4, "read": 0.0},
+    "packed": {"begin": 16.0, "product": 7.8e-6, "moved": 1.5e-4, "read": 1.0e-5},
+    "whole": {"begin": 33.0, "product": 6.0e-6, "moved": 3.1e-4, "read": 1.1e-4},
+}
 
 
 def added(
@@ -62,8 +64,7 @@ def _noted(x: Tensor, first: Tensor, second: Tensor, packed: Packed) -> str | Up
     return way
 
 
-@lru_cache(1024)
-def costs(
+def counts(
     rows: int,
     places: int,
     inputs: int,
@@ -74,25 +75,28 @@ def costs(
     filled: int,
     own: int,
     straight: bool,
-) -> dict[str, float]:
-    """Return the time that each way should take, in microseconds."""
+) -> dict[str, tuple[int, int, int]]:
+    """Return how many products each way takes, how many values it moves, and reads of factors."""
     each = rank * (inputs + outputs)
-    products = {
-        "fused": own * places * each,
-        "by row": own * places * each,
-        "packed": filled * places * each,
-        "whole": rows * used * places * each,
-    }
-    moved = {
-        "fused": 0,
-        "by row": own * each,
-        "packed": 0 if straight else places * (filled * (inputs + outputs) + own * outputs),
-        "whole": rows * places * (used * rank + outputs),
-    }
-    read = {"fused": used * each, "by row": 0, "packed": members * each, "whole": used * each}
+    around = 0 if straight else places * (filled * (inputs + outputs) + own * outputs)
     return {
-        way: BEGIN[way] + PRODUCT[way] * products[way] + MOVED * moved[way] + READ * read[way]
-        for way in products
+        "fused": (own * places * each, 0, used * each),
+        "by row": (own * places * each, own * each, 0),
+        "packed": (filled * places * each, around, members * each),
+        "whole": (
+            rows * used * places * each,
+            rows * places * (used * rank + outputs),
+            used * each,
+        ),
+    }
+
+
+@lru_cache(1024)
+def costs(*sizes: int) -> dict[str, float]:
+    """Return the time that each way should take for the arguments of `counts`, in microseconds."""
+    return {
+        way: sum(cost * n for cost, n in zip(COSTS[way].values(), (1, *found), strict=True))
+        for way, found in counts(*sizes).items()  # type: ignore[arg-type]
     }
 
 

@@ -61,7 +61,7 @@ class Packed:
         """The parts that some row uses, None if all, and their columns of the table."""
         if self.used == self.members:
             return None, self.table
-        used = self._moved(self.values.any(0).nonzero()[0])
+        used = self._moved(np.flatnonzero(self.values.any(0)))
         return used, self.table[:, used]
 
     @cached_property
