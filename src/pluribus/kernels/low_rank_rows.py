@@ -13,7 +13,7 @@ from struct import Struct
 from typing import Any
 
 import numpy as np
-from numba import carray
+from numba.np.numpy_support import carray
 
 from pluribus.kernels import team
 from pluribus.kernels.chunks import jit
