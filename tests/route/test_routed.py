@@ -228,6 +228,21 @@ def test_every_way_of_adding_takes_inputs_as_they_lie(way, kind, monkeypatch):
         torch.testing.assert_close(found, reference(routed, table, x), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("way", ["fused", "by row", "packed", "whole"])
+def test_a_row_that_is_not_finite_spoils_no_other(way, monkeypatch):
+    """Rows are padded with the first one; its values must not come through."""
+    monkeypatch.setattr("pluribus.route._adding.quickest", lambda *_, **__: way)
+    base, parts = made(MODELS["sequence"][0], "low_rank")
+    routed, x = Routed(base, parts), torch.randn(5, 4, 8)
+    x[0] = torch.nan
+    table = torch.tensor([[1, 0, 0], [0.5, 0.5, 0], [0, 1, 0], [0, 0, 0], [0.2, 0.3, 0.5]])
+    with torch.no_grad():
+        found = routed(x, weights=table)
+        assert found[0].isnan().any()
+        expected = reference(routed, table[1:], x[1:])
+        torch.testing.assert_close(found[1:], expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
 def test_rows_may_be_mapped_and_differentiated_forwards():
     """What runs outside of torch would fail in the one, and lose the parts' share in the other."""

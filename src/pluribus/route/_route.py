@@ -52,16 +52,16 @@ class Route:
 
     def packed(self, rows: int, members: tuple[int, ...]) -> Packed | None:
         """Return the same part by part; None if no row uses any of them."""
-        try:
-            return self._packed[rows, members]
-        except KeyError:
+        key = rows, members
+        if key not in self._packed:
             values = self._values
             if members != tuple(range(values.shape[1])):
                 values = np.ascontiguousarray(values[:, list(members)])
             if rows != self.rows:
                 values = values.repeat(self._times(rows), 0)
             found = Packed(self.of(rows, members), values)
-            return self._packed.setdefault((rows, members), found if found.count else None)
+            self._packed[key] = found if found.count else None
+        return self._packed[key]
 
     def groups(self, rows: int, members: tuple[int, ...]) -> list[tuple[Tensor | None, Tensor]]:
         """Return which rows share a mixture: (row numbers, or None for all; the mixture (t,))."""

@@ -73,8 +73,14 @@ class Routed(Around):
         self.top_k = top_k
         self.heads = {task: dict(head) for task, head in (heads or {}).items()}
         self._current = Current()
-        # Where the first parameter is: going through all of them takes longer than a small layer.
-        self._first = next((m, name) for m in base.modules() for name in m._parameters)
+        # Where a parameter is: asking the base for its first one takes as long as a small layer.
+        self._first = next(
+            (table, name)
+            for module in base.modules()
+            for table in (module._parameters, module._buffers)
+            for name, tensor in table.items()
+            if tensor is not None
+        )
         self._unsorted: set[tuple] = set()  # shapes of batches that no layer sorts
         self._switch = Switch(base)
         self.keep = keep
@@ -177,8 +183,8 @@ class Routed(Around):
 
         Raises InputError for an unknown part or a wrong number of rows.
         """
-        module, attribute = self._first
-        like: Any = module._parameters[attribute]
+        table_of, attribute = self._first
+        like: Any = table_of[attribute]
         if isinstance(given, str):
             given = [given] * rows
         if isinstance(given, Tensor):
