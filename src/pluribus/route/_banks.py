@@ -61,7 +61,10 @@ class LowRankBank(nn.Module):
         packed = route.packed(x.shape[0], self.members)
         if packed is None:
             return y
-        a, b = self.a, self.b
+        found = self._parameters  # as attributes they would be looked for elsewhere first
+        a, b = found["a"], found["b"]
+        assert a is not None
+        assert b is not None
         if a.dtype is not x.dtype:
             a, b = a.to(x.dtype), b.to(x.dtype)
         return added(x, y, b, a, packed) if transposed else added(x, y, a, b, packed)

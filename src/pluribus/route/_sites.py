@@ -162,10 +162,26 @@ class LinearSite(Site):
             tuple(self.of("weight")) if bare and kinds == [LowRankBank] else ()
         )
 
+    def attach(self, current: Current) -> Any:
+        """See `Site.attach`; the usual case, at every step of a decoder, on the shortest way."""
+        if not self._alone:
+            return super().attach(current)
+        add, transposed = self._alone[0].add, self._transposed
+
+        def hook(module: nn.Module, args: tuple, kwargs: dict, out: Tensor) -> Tensor | None:
+            if current.route is None:
+                return None
+            if not self.seen:
+                self.seen = True
+            x = args[0] if args else next(iter(kwargs.values()))
+            if x.ndim == 3:
+                return add(x, out, current.route, transposed=transposed)
+            return self.mix(x, out, current.route)
+
+        return self.module.register_forward_hook(hook, with_kwargs=True)
+
     def mix(self, x: Tensor, y: Tensor, route: Route) -> Tensor:
         """See `Site.mix`."""
-        if self._alone and x.ndim == 3:  # the usual case, at every step of a decoder
-            return self._alone[0].add(x, y, route, transposed=self._transposed)
         rows, transposed = len(x), self._transposed
         plain = y
         for bank in self.of("weight"):
