@@ -228,6 +228,29 @@ def test_every_way_of_adding_takes_inputs_as_they_lie(way, kind, monkeypatch):
         torch.testing.assert_close(found, reference(routed, table, x), rtol=1e-4, atol=1e-4)
 
 
+def test_weights_that_change_in_place_are_seen():
+    """The last route is kept for the next batch of the same weights, and for no other."""
+    base, parts = made(MODELS["sequence"][0], "low_rank")
+    routed, x = Routed(base, parts), torch.randn(4, 4, 8)
+    table = weights_of("one-hot", 4, 3)
+    before, other = table.clone(), weights_of("soft", 4, 3)
+    with torch.no_grad():
+        routed(x, weights=table)  # here the layers' ways are found, and whether to sort
+        first = routed(x, weights=table)
+        kept = routed._last
+        torch.testing.assert_close(routed(x, weights=before), first, rtol=0, atol=0)
+        assert routed._last is kept
+        table.numpy()[:] = other.numpy()  # which torch does not notice
+        changed = routed(x, weights=table)
+        torch.testing.assert_close(changed, reference(routed, other, x), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(routed(x, weights=before), first, rtol=0, atol=0)
+        routed(x, weights=other)
+        torch.testing.assert_close(routed(x, weights=other.double()), changed, rtol=1e-4, atol=1e-4)
+    table = before.requires_grad_()
+    routed(x, weights=table).sum().backward()  # nothing that was kept is in the way
+    assert table.grad is not None
+
+
 @pytest.mark.parametrize("way", ["fused", "by row", "packed", "whole"])
 def test_a_row_that_is_not_finite_spoils_no_other(way, monkeypatch):
     """Rows are padded with the first one; its values must not come through."""

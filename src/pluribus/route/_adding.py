@@ -38,7 +38,10 @@ def added(
     second: Float[Tensor, "m r R"],
     packed: Packed,
 ) -> Float[Tensor, "b s R"]:
-    """Return y + sum_p w_p (x first_p^T) second_p, in the quickest way. May write into y."""
+    """Return y + sum_p w_p (x first_p^T) second_p, in the quickest way. May write into y.
+
+    The factors are contiguous, as banks keep them.
+    """
     way = packed.ways.get((x.shape, second.shape)) or _noted(x, first, second, packed)
     if isinstance(way, Updates):
         if _fusible(x, y, first, second, packed.table):
@@ -50,9 +53,8 @@ def added(
 
 def quickest(x: Tensor, second: Tensor, packed: Packed, *, fusible: bool = True) -> str:
     """Return the way of adding that should take the shortest time."""
-    sizes = *x.shape, *second.shape, packed.used, packed.filled, packed.count, packed.straight
-    times = costs(*sizes)
-    return min(times if fusible else WAYS, key=times.__getitem__)
+    sizes = packed.used, packed.filled, packed.count, packed.straight
+    return _quickest(fusible, *x.shape, *second.shape, *sizes)
 
 
 def _noted(x: Tensor, first: Tensor, second: Tensor, packed: Packed) -> str | Updates:
@@ -92,6 +94,11 @@ def counts(
 
 
 @lru_cache(1024)
+def _quickest(fusible: bool, *sizes: int) -> str:
+    times = costs(*sizes)
+    return min(times if fusible else WAYS, key=times.__getitem__)
+
+
 def costs(*sizes: int) -> dict[str, float]:
     """Return the time that each way should take for the arguments of `counts`, in microseconds."""
     return {
@@ -129,14 +136,13 @@ def _free(*tensors: Tensor) -> bool:
 
 def _fused(x: Tensor, y: Tensor, first: Tensor, second: Tensor, updates: Updates) -> Tensor:
     x, y = x.contiguous(), y.contiguous()
-    first, second = first.contiguous(), second.contiguous()
     updates.add(
         x.data_ptr(),
         y.data_ptr(),
         first.data_ptr(),
         second.data_ptr(),
-        x.shape[2],
-        y.shape[2],
+        x.size(2),
+        y.size(2),
         torch.get_num_threads(),
     )
     return y

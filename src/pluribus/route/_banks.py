@@ -33,8 +33,8 @@ class LowRankBank(nn.Module):
         def filled(tensor: Tensor) -> Tensor:
             return nn.functional.pad(tensor, (0, 0, 0, rank - len(tensor)))
 
-        self.a = _kept(torch.stack([filled(d.a) for d in deltas]))
-        self.b = _kept(torch.stack([filled(d.b.t()) for d in deltas]))
+        self.a = _kept(torch.stack([filled(d.a) for d in deltas]).contiguous())
+        self.b = _kept(torch.stack([filled(d.b.t()) for d in deltas]).contiguous())
 
     def at(self, place: int) -> LowRank:
         """Return one part's delta."""
@@ -58,7 +58,7 @@ class LowRankBank(nn.Module):
 
         `transposed`: the tensor is (inputs, outputs), so what is added is x b_t a_t.
         """
-        packed = route.packed(x.shape[0], self.members)
+        packed = route.packed(x.size(0), self.members)
         if packed is None:
             return y
         found = self._parameters  # as attributes they would be looked for elsewhere first

@@ -117,5 +117,6 @@ def begun_as(args: Sequence[Any], kwargs: Mapping[str, Any], rows: int) -> Tenso
     for value in (*args, *kwargs.values()):
         table = getattr(value, "routed_by", None) if _is_cache(value) else None
         if table is not None and len(table) and rows % len(table) == 0:
-            return table.repeat_interleave(rows // len(table), 0)
+            times = rows // len(table)
+            return table if times == 1 else table.repeat_interleave(times, 0)
     return None

@@ -13,6 +13,7 @@ from torch._C._functorch import (
     is_functorch_wrapped_tensor,
     peek_interpreter_stack,
 )
+from torch.autograd import forward_ad
 
 from pluribus.core.shapes import Float, Int
 from pluribus.kernels.low_rank_rows import Updates, counted
@@ -101,11 +102,22 @@ class Packed:
         return torch.from_numpy(found).to(self.table.device)
 
 
+def followed() -> bool:
+    """Whether operators are followed for derivatives, or mapped, at the moment."""
+    return (
+        torch.is_grad_enabled()
+        or peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+    )
+
+
 def numbers(table: Float[Tensor, "b t"]) -> np.ndarray:
     """Return a table's values as float32, whoever follows it for derivatives."""
     table = table.detach()
     if peek_interpreter_stack() is None:
-        return table.float().cpu().contiguous().numpy()
+        if table.dtype is not torch.float32 or not table.is_cpu:
+            table = table.float().cpu()
+        return table.contiguous().numpy()
     while is_functorch_wrapped_tensor(table) and not is_batchedtensor(table):
         table = get_unwrapped(table)
     with _DisableFuncTorch():

@@ -35,9 +35,20 @@ class Route:
             row = int(np.isfinite(self._values).all(1).argmin())
             raise NonFiniteError(f"the route of row {row} is not finite: {weights[row].tolist()}")
         self.weights = weights
+        self._seen = self._values.tobytes()
         self.rows = len(weights)
         self._known: dict[tuple, Any] = {}
         self._packed: dict[tuple[int, tuple[int, ...]], Packed | None] = {}
+
+    def serves(self, weights: Float[Tensor, "b t"]) -> bool:
+        """Whether these weights are the same, so that what was worked out holds for them too."""
+        own = self.weights
+        return (
+            weights.shape == own.shape
+            and weights.dtype is own.dtype
+            and weights.device == own.device
+            and numbers(weights).tobytes() == self._seen
+        )
 
     def of(self, rows: int, members: tuple[int, ...]) -> Float[Tensor, "b t"]:
         """Return the weights of some parts for a layer with so many rows."""

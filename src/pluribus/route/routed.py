@@ -29,6 +29,7 @@ from pluribus.core.shapes import Float
 from pluribus.route._around import Around
 from pluribus.route._batch import begun_as, joined, remember, rows_of, shapes_of, taken
 from pluribus.route._odd import Odd
+from pluribus.route._packed import followed
 from pluribus.route._route import Current, Route
 from pluribus.route._sites import AdapterSite, Site, mixer
 from pluribus.route._switch import Switch
@@ -81,6 +82,7 @@ class Routed(Around):
             for name, tensor in table.items()
             if tensor is not None
         )
+        self._last: Route | None = None
         self._unsorted: set[tuple] = set()  # shapes of batches that no layer sorts
         self._switch = Switch(base)
         self.keep = keep
@@ -297,15 +299,23 @@ class Routed(Around):
         shapes = shapes_of(args, kwargs)
         order = None if shapes is None or shapes in self._unsorted else self._sorted(table)
         if order is None:
-            route = Route(table)
+            route = self._known(table)
             out = self._mixed(args, kwargs, route)
         else:
-            route = Route(table[order])
+            route = self._known(table[order])
             some, named = taken(args, kwargs, order, rows)
             out = joined([self._mixed(some, named, route)], [order], rows)
         if shapes is not None and not route.copied and not torch.is_grad_enabled():
             self._unsorted.add(shapes)
         return out
+
+    def _known(self, table: Tensor) -> Route:
+        """Return the last batch's route where the weights are the same, as decoding goes on."""
+        if followed():
+            return Route(table)
+        if self._last is None or not self._last.serves(table):
+            self._last = Route(table.clone())  # which nobody else can change
+        return self._last
 
     def _mixed(self, args: tuple, kwargs: dict[str, Any], route: Route) -> Any:
         odd = self.odd
