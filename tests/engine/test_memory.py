@@ -1,6 +1,7 @@
 """Peak memory is set by the budget, not by the model."""
 
 import json
+import shutil
 
 import pytest
 
@@ -63,6 +64,8 @@ def test_peak_memory_stays_in_the_budget_and_does_not_grow_with_the_model(tmp_pa
             told = json.loads(said)
             assert not told["torch"]
             peaks[label, scope] = told["peak"]
+            shutil.rmtree(tmp_path / label / f"out-{scope}")
+        shutil.rmtree(tmp_path / label)
     print({f"{label}, {scope}": round(peak) for (label, scope), peak in peaks.items()})
     for scope in ("tensor", "model"):
         assert peaks["whole", scope] <= 700
