@@ -228,6 +228,19 @@ def test_every_way_of_adding_takes_inputs_as_they_lie(way, kind, monkeypatch):
         torch.testing.assert_close(found, reference(routed, table, x), rtol=1e-4, atol=1e-4)
 
 
+def test_what_is_known_of_batches_stays_small(monkeypatch):
+    """A server sees thousands of lengths; and rows in no order are right with and without it."""
+    monkeypatch.setattr("pluribus.route.routed.SHAPES", 3)
+    base, parts = made(MODELS["sequence"][0], "low_rank")
+    routed, table = Routed(base, parts), weights_of("one-hot", 4, 3)
+    with torch.no_grad():
+        for places in (1, 2, 3, 4, 5, 1, 5):
+            x = torch.randn(4, places, 8)
+            expected = reference(routed, table, x)
+            torch.testing.assert_close(routed(x, weights=table), expected, rtol=1e-4, atol=1e-4)
+    assert len(routed._unsorted) == 3
+
+
 def test_weights_that_change_in_place_are_seen():
     """The last route is kept for the next batch of the same weights, and for no other."""
     base, parts = made(MODELS["sequence"][0], "low_rank")

@@ -38,6 +38,7 @@ from pluribus.route.parts import Bottleneck, Delta, Part
 from pluribus.route.router import Router
 
 Weights = Mapping[str, Float[Tensor, " b"] | float] | Float[Tensor, "b t"] | Sequence[str] | str
+SHAPES = 4096  # of batches, of which it is known whether layers sort them
 
 
 class Routed(Around):
@@ -305,8 +306,11 @@ class Routed(Around):
             route = self._known(table[order])
             some, named = taken(args, kwargs, order, rows)
             out = joined([self._mixed(some, named, route)], [order], rows)
-        if shapes is not None and not route.copied and not torch.is_grad_enabled():
-            self._unsorted.add(shapes)
+        if shapes is not None and not torch.is_grad_enabled():
+            if route.copied:
+                self._unsorted.discard(shapes)
+            elif len(self._unsorted) < SHAPES:
+                self._unsorted.add(shapes)
         return out
 
     def _known(self, table: Tensor) -> Route:
