@@ -43,6 +43,19 @@ def _some(value: Any, places: Tensor, rows: int) -> Any:
     )
 
 
+def splits(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether rows can be taken of all arguments."""
+    return all(map(_splits, args)) and all(map(_splits, kwargs.values()))
+
+
+def _splits(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(map(_splits, value.values()))
+    if isinstance(value, tuple | list):
+        return all(map(_splits, value))
+    return value is None or isinstance(value, Tensor | bool | int | float | str)
+
+
 def shapes_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple | None:
     """Return what tells batches of one shape; None if rows cannot be taken of all arguments."""
     found: list[Any] = []
@@ -87,7 +100,7 @@ def close(found: Any, expected: Any) -> bool:
     if isinstance(expected, Tensor):
         if not isinstance(found, Tensor) or found.shape != expected.shape:
             return False
-        found, expected = found.float(), expected.float()
+        found, expected = found.detach().float(), expected.detach().float()
         size = float(expected.abs().max()) if expected.numel() else 0.0
         return torch.allclose(found, expected, rtol=1e-3, atol=1e-4 * max(size, 1e-6))
     if isinstance(expected, Mapping):

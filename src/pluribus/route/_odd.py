@@ -13,23 +13,22 @@ import torch
 from torch import Tensor, nn
 
 from pluribus.core.shapes import Float
-from pluribus.route._banks import Banks, banks, by_row, mixed
+from pluribus.route._banks import Banks, by_row, mixed
 from pluribus.route._batch import close
 from pluribus.route._route import Route
-from pluribus.route.parts import Delta
 
 
 class Odd(nn.Module):
     """The deltas of some of the base's tensors, by name."""
 
-    def __init__(self, base: nn.Module, tables: Mapping[str, Mapping[int, Delta]]) -> None:
+    def __init__(self, base: nn.Module, tables: Mapping[str, Banks]) -> None:
         super().__init__()
         self._base = [base]  # in a list: it stays the composite's child, not ours
         self.names: tuple[str, ...] = ()
         self.found = nn.ModuleList()
         self.spreads: bool | None = None  # whether each takes a row of its own; None: not tried
-        for name, deltas in tables.items():
-            self.add(name, banks(deltas))
+        for name, found in tables.items():
+            self.add(name, found)
 
     def add(self, name: str, found: Banks) -> None:
         """Take one more tensor."""

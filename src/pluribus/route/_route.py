@@ -5,6 +5,7 @@ flattened. Both lie batch-major, so each row of weights is repeated.
 """
 
 from collections.abc import Callable
+from functools import cached_property
 from math import isfinite
 from typing import Any, TypeVar
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pluribus.core.errors import MismatchError, NonFiniteError
+from pluribus.core.errors import InputError, MismatchError, NonFiniteError
 from pluribus.core.shapes import Float
 from pluribus.route._packed import Packed, numbers
 
@@ -37,8 +38,29 @@ class Route:
         self.weights = weights
         self._seen = self._values.tobytes()
         self.rows = len(weights)
+        self.unsure: dict[Any, bool] | None = None  # what sites guessed; None: they must not
         self._known: dict[tuple, Any] = {}
         self._packed: dict[tuple[int, tuple[int, ...]], Packed | None] = {}
+
+    @cached_property
+    def same(self) -> bool:
+        """Whether all rows have the same mixture."""
+        return bool((self._values == self._values[:1]).all())
+
+    def guess(self, site: Any, found: bool) -> None:
+        """Note what a site takes for granted, to be checked once the batch has run.
+
+        Raises InputError where nothing checks it. Rows of one mixture need no check.
+        """
+        if self.same:
+            return
+        if self.unsure is None:
+            raise InputError(
+                f"how rows with different mixtures go through {site.path} is not known yet; call "
+                "the composite once on a batch of plain tensors, without an attention cache, or "
+                "give rows of one mixture"
+            )
+        self.unsure[site] = found
 
     def serves(self, weights: Float[Tensor, "b t"]) -> bool:
         """Whether these weights are the same, so that what was worked out holds for them too."""

@@ -16,19 +16,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pluribus.core.errors import MismatchError
+from pluribus.core.errors import InputError, MismatchError
 from pluribus.route._banks import (
+    Bank,
     Banks,
     DenseBank,
     LowRankBank,
     MaskedBank,
     ScaledBank,
-    banks,
     by_row,
 )
+from pluribus.route._batch import close
 from pluribus.route._inventory import is_transposed
 from pluribus.route._route import Current, Route
-from pluribus.route.parts import Activation, Bottleneck, Delta, activated
+from pluribus.route.parts import Activation, Bottleneck, activated
 
 CONVOLUTIONS: dict[type, Callable[..., Tensor]] = {
     nn.Conv1d: F.conv1d,
@@ -43,7 +44,8 @@ def mixer(module: nn.Module) -> "type[Site] | None":
     if isinstance(module, nn.Linear) or is_transposed(module):
         return LinearSite
     if isinstance(module, nn.Embedding) and module.max_norm is None:
-        return EmbeddingSite
+        # One with a forward of its own looks up other ids than it is given, as places are.
+        return EmbeddingSite if type(module).forward is nn.Embedding.forward else None
     if type(module) in CONVOLUTIONS and getattr(module, "padding_mode", "zeros") == "zeros":
         return ConvolutionSite
     if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
@@ -54,7 +56,7 @@ def mixer(module: nn.Module) -> "type[Site] | None":
 
 
 def _is_rms(module: nn.Module) -> bool:
-    named = type(module).__name__.endswith("RMSNorm")
+    named = type(module).__name__.endswith(("RMSNorm", "T5LayerNorm"))
     weight = getattr(module, "weight", None)
     return named and weight is not None and weight.ndim == 1 and _epsilon(module) is not None
 
@@ -66,18 +68,28 @@ def _epsilon(module: nn.Module) -> float | None:
     return None
 
 
+class UnlikeError(InputError):
+    """A module is not what its class says, so that nothing can be mixed where it runs."""
+
+    def __init__(self, site: "Site") -> None:
+        super().__init__(
+            f"{site.path} ({type(site.module).__name__}) has a forward of its own, so that its "
+            "parts cannot be mixed where it runs; call the composite once on a batch of plain "
+            "tensors, without an attention cache, and it finds another way"
+        )
+        self.site = site
+
+
 class Site(nn.Module, ABC):
     """A module of the base and the deltas of its tensors."""
 
     tensors: tuple[str, ...] = ("weight", "bias")
 
-    def __init__(
-        self, path: str, module: nn.Module, deltas: Mapping[str, Mapping[int, Delta]]
-    ) -> None:
+    def __init__(self, path: str, module: nn.Module, tables: Mapping[str, Banks]) -> None:
         super().__init__()
         self.path = path
         self._module = [module]  # in a list: it stays the base's child, not ours
-        self.banks = nn.ModuleDict({name: banks(found) for name, found in deltas.items()})
+        self.banks = nn.ModuleDict(tables)
         self.seen = False
 
     @property
@@ -105,6 +117,9 @@ class Site(nn.Module, ABC):
     @abstractmethod
     def mix(self, x: Tensor, y: Tensor, route: Route) -> Tensor:
         """Return the output with every row's mixture of parts."""
+
+    def settle(self, found: bool) -> None:
+        """Take a guess for the truth."""
 
     def rows_of(self, name: str, route: Route, rows: int) -> Tensor | None:
         """Return each row's delta of a small tensor (b, ...), or None if there is none."""
@@ -150,10 +165,8 @@ class Site(nn.Module, ABC):
 class LinearSite(Site):
     """nn.Linear, and GPT-2's Conv1D."""
 
-    def __init__(
-        self, path: str, module: nn.Module, deltas: Mapping[str, Mapping[int, Delta]]
-    ) -> None:
-        super().__init__(path, module, deltas)
+    def __init__(self, path: str, module: nn.Module, tables: Mapping[str, Banks]) -> None:
+        super().__init__(path, module, tables)
         self._transposed = is_transposed(module)
         kinds = [type(bank) for bank in self.of("weight")]
         bare = len(kinds) == 1 and not len(self.of("bias"))
@@ -251,37 +264,107 @@ class ConvolutionSite(Site):
 
 
 class EmbeddingSite(Site):
-    """Rows of a table."""
+    """Rows of a table.
+
+    Ids may be the same for all inputs, as places are: (1, s), (s,). The output then gets a row for
+    each input. Of ids (s,) nobody knows whose they are, and the composite sees whether a first
+    guess gives what rows alone give (`Route.guess`); `shared` is what it found.
+    """
 
     tensors = ("weight",)
 
+    def __init__(self, path: str, module: nn.Module, tables: Mapping[str, Banks]) -> None:
+        super().__init__(path, module, tables)
+        self.shared: bool | None = None
+
+    def settle(self, found: bool) -> None:
+        """See `Site.settle`."""
+        self.shared = found
+
     def mix(self, x: Tensor, y: Tensor, route: Route) -> Tensor:
         """See `Site.mix`; x are the ids (b, ...)."""
+        if x.ndim > 1 and len(x) == route.rows:
+            return self._own(x, y, route)
+        if route.same and not route.weights.requires_grad:
+            return self._common(x, y, route.weights[:1])[0]
+        if x.ndim > 1 and len(x) == 1:  # as models of transformers number their places
+            return self._common(x[0], y[0], route.weights)
+        shared = self.shared
+        if shared is None:
+            shared = not x.ndim or len(x) % route.rows != 0 or _counts(x)
+            route.guess(self, shared)
+        return self._common(x, y, route.weights) if shared else self._own(x, y, route)
+
+    def _own(self, x: Tensor, y: Tensor, route: Route) -> Tensor:
+        """Add each row's deltas at its own ids (b, ...)."""
         for bank in self.of("weight"):
             weights = route.of(len(x), bank.members).to(y.dtype)
-            for number in range(len(bank.members)):
-                if not bool(weights[:, number].any()):
+            for place in range(len(bank.members)):
+                rows = weights[:, place].detach().nonzero().flatten()
+                if not len(rows):
                     continue
-                if isinstance(bank, LowRankBank):
-                    found = bank.b[number].t()[x].to(y.dtype) @ bank.a[number].to(y.dtype)
-                elif isinstance(bank, DenseBank):
-                    found = bank.values[number][x]
-                else:
-                    found = bank.at(number).delta(self.module.weight)[x]
-                y = y + _spread(weights[:, number : number + 1], y) * found
+                every = len(rows) == len(x)
+                found = self._rows(bank, place, x if every else x[rows]).to(y.dtype)
+                found = _spread(weights[rows, place : place + 1], found) * found
+                y = y + found if every else y.index_add(0, rows, found)
         return y
+
+    def _common(self, x: Tensor, y: Tensor, table: Tensor) -> Tensor:
+        """Return y with each row's deltas (b, *y.shape) at ids that all rows share."""
+        y = y.expand(len(table), *y.shape)
+        for bank in self.of("weight"):
+            weights = table[:, list(bank.members)].to(y.dtype)
+            for place in weights.detach().any(0).nonzero().flatten().tolist():
+                found = self._rows(bank, place, x).to(y.dtype)
+                y = y + weights[:, place].view(-1, *[1] * found.ndim) * found
+        return y
+
+    def _rows(self, bank: Bank, place: int, ids: Tensor) -> Tensor:
+        """Return one part's deltas of some rows of the table."""
+        if isinstance(bank, LowRankBank):
+            b, a = bank.b[place], bank.a[place]
+            return b.t()[ids].to(self.module.weight.dtype) @ a.to(self.module.weight.dtype)
+        if isinstance(bank, DenseBank):
+            return bank.values[place][ids]
+        return bank.at(place).delta(self.module.weight)[ids]
+
+
+def _counts(ids: Tensor) -> bool:
+    """Whether these are places: one more each time."""
+    steps = torch.arange(len(ids), device=ids.device)
+    return ids.ndim == 1 and bool((ids - ids[0] == steps).all())
 
 
 class NormSite(Site):
-    """LayerNorm, GroupNorm, and every RMSNorm of the usual form."""
+    """LayerNorm, GroupNorm, and every RMSNorm of the usual form.
+
+    A LayerNorm with a forward of its own may have its channels elsewhere: it is compared once.
+    """
+
+    def __init__(self, path: str, module: nn.Module, tables: Mapping[str, Banks]) -> None:
+        super().__init__(path, module, tables)
+        usual = (nn.LayerNorm.forward, nn.GroupNorm.forward)
+        self.usual = _is_rms(module) or type(module).forward in usual
 
     def mix(self, x: Tensor, y: Tensor, route: Route) -> Tensor:
-        """See `Site.mix`."""
+        """See `Site.mix`. Raises UnlikeError if the module is not the norm that it seems to be."""
+        if not self.usual:
+            self.usual = self._as_usual(x, y)
+            if not self.usual:
+                raise UnlikeError(self)
         gain, bias = (self.rows_of(name, route, len(x)) for name in ("weight", "bias"))
         spread = _channels if isinstance(self.module, nn.GroupNorm) else self._last
         if gain is not None:
             y = y + (spread(gain, y) * self._normed(x)).to(y.dtype)
         return y if bias is None else y + spread(bias, y)
+
+    def _as_usual(self, x: Tensor, y: Tensor) -> bool:
+        if self.module.normalized_shape != x.shape[-len(self.module.normalized_shape) :]:
+            return False
+        found = self._normed(x.detach())
+        if self.module.weight is not None:
+            found = found * self.module.weight
+        return close(found if self.module.bias is None else found + self.module.bias, y)
 
     def _normed(self, x: Tensor) -> Tensor:
         norm = self.module

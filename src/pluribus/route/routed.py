@@ -27,11 +27,21 @@ from torch import Tensor, nn
 from pluribus.core.errors import InputError, MismatchError, listing, nearest
 from pluribus.core.shapes import Float
 from pluribus.route._around import Around
-from pluribus.route._batch import begun_as, joined, remember, rows_of, shapes_of, taken
+from pluribus.route._banks import Banks, banks
+from pluribus.route._batch import (
+    begun_as,
+    close,
+    joined,
+    remember,
+    rows_of,
+    shapes_of,
+    splits,
+    taken,
+)
 from pluribus.route._odd import Odd
 from pluribus.route._packed import followed
 from pluribus.route._route import Current, Route
-from pluribus.route._sites import AdapterSite, Site, mixer
+from pluribus.route._sites import AdapterSite, Site, UnlikeError, mixer
 from pluribus.route._switch import Switch
 from pluribus.route.features import Features, features_of
 from pluribus.route.parts import Bottleneck, Delta, Part
@@ -88,7 +98,7 @@ class Routed(Around):
         self._switch = Switch(base)
         self.keep = keep
         self.sites, self.odd = self._built(parts)
-        self._handles = [site.attach(self._current) for site in self.sites]  # type: ignore[operator]
+        self._handles = {site: site.attach(self._current) for site in self.sites}  # type: ignore[operator]
         self.router: Router | None = None
         if router is not None:
             self.set_router(router)
@@ -96,7 +106,7 @@ class Routed(Around):
     # -- building --------------------------------------------------------------------------------
 
     def _built(self, parts: Mapping[str, Part]) -> tuple[nn.ModuleList, Odd]:
-        modules = dict(self.base.named_modules())
+        modules = dict(self.base.named_modules(remove_duplicate=False))
         state = self.base.state_dict(keep_vars=True)
         tables: dict[str, dict[int, Delta]] = {}
         adapters: dict[str, dict[int, Bottleneck]] = {}
@@ -119,24 +129,52 @@ class Routed(Around):
                 except MismatchError as error:
                     raise MismatchError(f"part {label}: {error}") from None
                 tables.setdefault(name, {})[number] = delta
-        by_module: dict[str, dict[str, dict[int, Delta]]] = {}
-        odd: dict[str, dict[int, Delta]] = {}
+        self._tied = _tied(state)
+        by_module: dict[str, dict[str, Banks]] = {}
+        odd: dict[str, Banks] = {}
         kinds: dict[str, type[Site]] = {}
-        shared = _shared(state)
-        for name, found in tables.items():
-            path, _, attribute = name.rpartition(".")
-            kind = None if _inside_attention(path, modules) else mixer(modules[path])
-            if kind is None or attribute not in kind.tensors or name in shared:
-                odd[name] = found
-            else:
-                by_module.setdefault(path, {})[attribute] = found
-                kinds[path] = kind
+        for name, found in self._one_each(tables, state).items():
+            kept, places = banks(found), [name, *self._tied.get(name, ())]
+            known = [_mixable(place, modules) for place in places]
+            if any(kind is None for kind in known):
+                odd[name] = kept
+                continue
+            for place, kind in zip(places, known, strict=True):
+                path, _, attribute = place.rpartition(".")
+                if any(modules[path] is modules[other] for other in by_module if other != path):
+                    continue  # one module under two names
+                by_module.setdefault(path, {})[attribute] = kept
+                kinds[path] = kind  # type: ignore[assignment]
         sites: list[Site] = [
             kinds[path](path, modules[path], found) for path, found in by_module.items()
         ]
         sites += [AdapterSite(path, modules[path], found) for path, found in adapters.items()]
         self._looked = False  # whether all sites have been seen to run
         return nn.ModuleList(sites), Odd(self.base, odd)
+
+    def _one_each(
+        self, tables: Mapping[str, Mapping[int, Delta]], state: Mapping[str, Tensor]
+    ) -> dict[str, dict[int, Delta]]:
+        """Return the deltas of tensors with several names under the first of these alone.
+
+        Raises MismatchError if a part gives one tensor two different deltas.
+        """
+        first = {other: name for name, others in self._tied.items() for other in others}
+        out: dict[str, dict[int, Delta]] = {}
+        for name, found in tables.items():
+            chief = first.get(name, name)
+            mine = out.setdefault(chief, {})
+            for number, delta in found.items():
+                if number not in mine:
+                    mine[number] = delta
+                    continue
+                base = state[chief].detach()
+                if not close(delta.delta(base), mine[number].delta(base)):
+                    raise MismatchError(
+                        f"part {self.names[number]}: {chief} and {name} are one tensor in the "
+                        "base, but their deltas differ; leave one of them out"
+                    )
+        return {name: dict(sorted(found.items())) for name, found in out.items()}
 
     def set_router(self, router: Router) -> None:
         """Use a router. Raises MismatchError unless it knows exactly these parts, by name."""
@@ -301,11 +339,11 @@ class Routed(Around):
         order = None if shapes is None or shapes in self._unsorted else self._sorted(table)
         if order is None:
             route = self._known(table)
-            out = self._mixed(args, kwargs, route)
+            out = self._checked(args, kwargs, route)
         else:
             route = self._known(table[order])
             some, named = taken(args, kwargs, order, rows)
-            out = joined([self._mixed(some, named, route)], [order], rows)
+            out = joined([self._checked(some, named, route)], [order], rows)
         if shapes is not None and not torch.is_grad_enabled():
             if route.copied:
                 self._unsorted.discard(shapes)
@@ -320,6 +358,49 @@ class Routed(Around):
         if self._last is None or not self._last.serves(table):
             self._last = Route(table.clone())  # which nobody else can change
         return self._last
+
+    def _checked(self, args: tuple, kwargs: dict[str, Any], route: Route) -> Any:
+        """Run a batch; where layers had to guess whose inputs they were given, see if it is right.
+
+        Which is only asked of the first batch that can tell: rows of one mixture run alone, where
+        all guesses come to the same. Layers that guessed wrong are mixed as odd tensors then on.
+        """
+        route.unsure = {} if splits(args, kwargs) else None
+        failed: Exception | None = None
+        out: Any = None
+        try:
+            out = self._mixed(args, kwargs, route)
+        except UnlikeError as error:
+            if route.unsure is None:
+                raise
+            self._demote([error.site])
+            return self._checked(args, kwargs, Route(route.weights))
+        except (RuntimeError, IndexError, TypeError, ValueError) as error:
+            if not route.unsure:
+                raise
+            failed = error
+        if not (guessed := route.unsure):
+            return out
+        route.unsure = None
+        if failed is None:
+            with torch.no_grad():
+                expected = self._apart(args, kwargs, route.weights.detach())
+            if close(out, expected):
+                for site, found in guessed.items():
+                    site.settle(found)
+                return out
+        self._demote(list(guessed))
+        return self._mixed(args, kwargs, Route(route.weights))
+
+    def _apart(self, args: tuple, kwargs: dict[str, Any], table: Tensor) -> Any:
+        """Run rows of each mixture alone."""
+        outputs, all_places = [], []
+        for mixture in table.unique(dim=0):
+            places = (table == mixture).all(1).nonzero().flatten()
+            some, named = taken(args, kwargs, places, len(table))
+            outputs.append(self._mixed(some, named, Route(table[places])))
+            all_places.append(places)
+        return joined(outputs, all_places, len(table))
 
     def _mixed(self, args: tuple, kwargs: dict[str, Any], route: Route) -> Any:
         odd = self.odd
@@ -337,6 +418,7 @@ class Routed(Around):
             assert places is not None
             some, named = taken(args, kwargs, places, route.rows)
             part = Route(route.weights[places])
+            part.unsure = route.unsure
             with odd.standing(part, mixture):
                 outputs.append(self._with(part, some, named))
         out = joined(outputs, [places for places, _ in groups], route.rows)  # type: ignore[misc]
@@ -365,18 +447,26 @@ class Routed(Around):
         return None if bool((chief[order] == chief).all()) else order
 
     def _demote(self, silent: Sequence[Site]) -> None:
-        """Mix tensors of modules that the base reads without calling them as odd ones."""
-        kept = [site for site in self.sites if site not in silent]
+        """Mix tensors of modules that the base reads without calling them as odd ones.
+
+        And what shares them, or they would be mixed twice.
+        """
         for site in silent:
             if isinstance(site, AdapterSite):
                 raise MismatchError(
                     f"the base does not run {site.path} on these inputs, so the adapters behind it "
                     "do nothing; name a module that runs"
                 )
-            for tensor, found in site.banks.items():  # type: ignore[union-attr]
-                place = f"{site.path}.{tensor}" if site.path else tensor
-                self.odd.add(place, found)  # type: ignore[arg-type]
-        self.sites = nn.ModuleList(kept)
+        theirs = {id(found) for site in silent for found in site.banks.values()}
+        leave: list[Site] = []
+        for site in self.sites:
+            if any(id(found) in theirs for found in site.banks.values()):  # type: ignore[union-attr]
+                leave.append(site)  # type: ignore[arg-type]
+        self.sites = nn.ModuleList(site for site in self.sites if site not in leave)
+        for site in leave:
+            for place, found in self._listed(site):
+                self.odd.add(place, found)
+            self._handles.pop(site).remove()
 
     def _head(self, task: str) -> Mapping[str, Tensor]:
         if task not in self.heads:
@@ -463,16 +553,23 @@ class Routed(Around):
                 if number in site.members:
                     found[site.path] = site.at(number)
                 continue
-            for tensor, kept in site.banks.items():  # type: ignore[union-attr]
+            for place, kept in self._listed(site):  # type: ignore[arg-type]
                 for bank in kept:
                     if number in bank.members:
-                        place = f"{site.path}.{tensor}" if site.path else tensor
                         found[place] = bank.at(bank.members.index(number))
         for tensor, kept in self.odd.items():
             for bank in kept:
                 if number in bank.members:
                     found[tensor] = bank.at(bank.members.index(number))
         return found
+
+    def _listed(self, site: Site) -> Iterator[tuple[str, Banks]]:
+        """Iterate over a site's tensors by name, less second names of tied ones."""
+        seconds = {other for others in self._tied.values() for other in others}
+        for tensor, kept in site.banks.items():
+            place = f"{site.path}.{tensor}" if site.path else tensor
+            if place not in seconds:
+                yield place, kept  # type: ignore[misc]
 
     def materialise(self, weights: Mapping[str, float] | str) -> dict[str, Tensor]:
         """Return the state dict of the base merged with these weights of the parts.
@@ -494,6 +591,8 @@ class Routed(Around):
                 if share:
                     base = origin[name]
                     state[name] = state[name] + (share * delta.delta(base)).to(base.dtype)
+        for name, others in self._tied.items():
+            state.update(dict.fromkeys(others, state[name]))
         return state
 
     def report(self) -> dict[str, Any]:
@@ -546,9 +645,9 @@ class Routed(Around):
 
     def detach(self) -> nn.Module:
         """Take the parts out of the base for good, and return the base."""
-        for handle in self._handles:
+        for handle in self._handles.values():
             handle.remove()
-        self._handles = []
+        self._handles = {}
         return self.base
 
 
@@ -558,16 +657,28 @@ def _headed(out: Any, head: Mapping[str, Tensor] | None) -> Any:
     return nn.functional.linear(out, *(head[n].to(out) for n in ("weight", "bias")))
 
 
-def _shared(state: Mapping[str, Tensor]) -> set[str]:
-    """Return the names of tensors that stand in several places, as tied embeddings do."""
+def _tied(state: Mapping[str, Tensor]) -> dict[str, tuple[str, ...]]:
+    """Return the other names of tensors that have several, as tied embeddings do, by the first."""
     seen: dict[int, list[str]] = {}
     for name, tensor in state.items():
         seen.setdefault(id(tensor), []).append(name)
-    return {name for names in seen.values() if len(names) > 1 for name in names}
+    return {first: tuple(others) for first, *others in seen.values() if others}
 
 
-def _inside_attention(path: str, modules: Mapping[str, nn.Module]) -> bool:
-    """Whether a module is part of nn.MultiheadAttention, which runs its parts without a call."""
+def _mixable(place: str, modules: Mapping[str, nn.Module]) -> type[Site] | None:
+    """Return what mixes deltas of a tensor where its module runs, or None if nothing can."""
+    path, _, attribute = place.rpartition(".")
+    kind = None if _read_oddly(path, modules) else mixer(modules[path])
+    return kind if kind is not None and attribute in kind.tensors else None
+
+
+def _read_oddly(path: str, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether a hook on a module is no place to mix.
+
+    nn.MultiheadAttention runs its parts without a call, and what T5 looks up in its bias of
+    relative places has no axis for the batch.
+    """
     pieces = path.split(".")
     above = (".".join(pieces[:i]) for i in range(len(pieces) + 1))
-    return any(isinstance(modules.get(p), nn.MultiheadAttention) for p in above)
+    inside = any(isinstance(modules.get(p), nn.MultiheadAttention) for p in above)
+    return inside or pieces[-1] == "relative_attention_bias"
