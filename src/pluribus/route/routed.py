@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from pluribus.core.errors import InputError, MismatchError, listing, nearest
 from pluribus.core.shapes import Float
 from pluribus.route._around import Around
-from pluribus.route._banks import Banks, banks
+from pluribus.route._banks import Banks
 from pluribus.route._batch import (
     begun_as,
     close,
@@ -38,10 +38,10 @@ from pluribus.route._batch import (
     splits,
     taken,
 )
-from pluribus.route._odd import Odd
 from pluribus.route._packed import followed
+from pluribus.route._placing import placed
 from pluribus.route._route import Current, Route
-from pluribus.route._sites import AdapterSite, Site, UnlikeError, mixer
+from pluribus.route._sites import AdapterSite, Site, UnlikeError
 from pluribus.route._switch import Switch
 from pluribus.route.features import Features, features_of
 from pluribus.route.parts import Bottleneck, Delta, Part
@@ -97,84 +97,14 @@ class Routed(Around):
         self._unsorted: set[tuple] = set()  # shapes of batches that no layer sorts
         self._switch = Switch(base)
         self.keep = keep
-        self.sites, self.odd = self._built(parts)
+        self.sites, self.odd, self._tied = placed(base, parts)
+        self._looked = False  # whether all sites have been seen to run
         self._handles = {site: site.attach(self._current) for site in self.sites}  # type: ignore[operator]
         self.router: Router | None = None
         if router is not None:
             self.set_router(router)
 
     # -- building --------------------------------------------------------------------------------
-
-    def _built(self, parts: Mapping[str, Part]) -> tuple[nn.ModuleList, Odd]:
-        modules = dict(self.base.named_modules(remove_duplicate=False))
-        state = self.base.state_dict(keep_vars=True)
-        tables: dict[str, dict[int, Delta]] = {}
-        adapters: dict[str, dict[int, Bottleneck]] = {}
-        for number, (label, part) in enumerate(parts.items()):
-            for name, delta in part.items():
-                if isinstance(delta, Bottleneck):
-                    if name not in modules:
-                        raise MismatchError(
-                            f"part {label}: the base has no module {name!r}."
-                            f"{nearest(name, modules)}"
-                        )
-                    adapters.setdefault(name, {})[number] = delta
-                    continue
-                if name not in state:
-                    raise MismatchError(
-                        f"part {label}: the base has no tensor {name!r}.{nearest(name, state)}"
-                    )
-                try:
-                    delta.check(name, state[name])
-                except MismatchError as error:
-                    raise MismatchError(f"part {label}: {error}") from None
-                tables.setdefault(name, {})[number] = delta
-        self._tied = _tied(state)
-        by_module: dict[str, dict[str, Banks]] = {}
-        odd: dict[str, Banks] = {}
-        kinds: dict[str, type[Site]] = {}
-        for name, found in self._one_each(tables, state).items():
-            kept, places = banks(found), [name, *self._tied.get(name, ())]
-            known = [_mixable(place, modules) for place in places]
-            if any(kind is None for kind in known):
-                odd[name] = kept
-                continue
-            for place, kind in zip(places, known, strict=True):
-                path, _, attribute = place.rpartition(".")
-                if any(modules[path] is modules[other] for other in by_module if other != path):
-                    continue  # one module under two names
-                by_module.setdefault(path, {})[attribute] = kept
-                kinds[path] = kind  # type: ignore[assignment]
-        sites: list[Site] = [
-            kinds[path](path, modules[path], found) for path, found in by_module.items()
-        ]
-        sites += [AdapterSite(path, modules[path], found) for path, found in adapters.items()]
-        self._looked = False  # whether all sites have been seen to run
-        return nn.ModuleList(sites), Odd(self.base, odd)
-
-    def _one_each(
-        self, tables: Mapping[str, Mapping[int, Delta]], state: Mapping[str, Tensor]
-    ) -> dict[str, dict[int, Delta]]:
-        """Return the deltas of tensors with several names under the first of these alone.
-
-        Raises MismatchError if a part gives one tensor two different deltas.
-        """
-        first = {other: name for name, others in self._tied.items() for other in others}
-        out: dict[str, dict[int, Delta]] = {}
-        for name, found in tables.items():
-            chief = first.get(name, name)
-            mine = out.setdefault(chief, {})
-            for number, delta in found.items():
-                if number not in mine:
-                    mine[number] = delta
-                    continue
-                base = state[chief].detach()
-                if not close(delta.delta(base), mine[number].delta(base)):
-                    raise MismatchError(
-                        f"part {self.names[number]}: {chief} and {name} are one tensor in the "
-                        "base, but their deltas differ; leave one of them out"
-                    )
-        return {name: dict(sorted(found.items())) for name, found in out.items()}
 
     def set_router(self, router: Router) -> None:
         """Use a router. Raises MismatchError unless it knows exactly these parts, by name."""
@@ -655,30 +585,3 @@ def _headed(out: Any, head: Mapping[str, Tensor] | None) -> Any:
     if head is None:
         return out
     return nn.functional.linear(out, *(head[n].to(out) for n in ("weight", "bias")))
-
-
-def _tied(state: Mapping[str, Tensor]) -> dict[str, tuple[str, ...]]:
-    """Return the other names of tensors that have several, as tied embeddings do, by the first."""
-    seen: dict[int, list[str]] = {}
-    for name, tensor in state.items():
-        seen.setdefault(id(tensor), []).append(name)
-    return {first: tuple(others) for first, *others in seen.values() if others}
-
-
-def _mixable(place: str, modules: Mapping[str, nn.Module]) -> type[Site] | None:
-    """Return what mixes deltas of a tensor where its module runs, or None if nothing can."""
-    path, _, attribute = place.rpartition(".")
-    kind = None if _read_oddly(path, modules) else mixer(modules[path])
-    return kind if kind is not None and attribute in kind.tensors else None
-
-
-def _read_oddly(path: str, modules: Mapping[str, nn.Module]) -> bool:
-    """Whether a hook on a module is no place to mix.
-
-    nn.MultiheadAttention runs its parts without a call, and what T5 looks up in its bias of
-    relative places has no axis for the batch.
-    """
-    pieces = path.split(".")
-    above = (".".join(pieces[:i]) for i in range(len(pieces) + 1))
-    inside = any(isinstance(modules.get(p), nn.MultiheadAttention) for p in above)
-    return inside or pieces[-1] == "relative_attention_bias"
