@@ -27,12 +27,12 @@ from pluribus.route import _adding as adding
 from pluribus.route._route import Route
 
 PARTS, LAYERS = 8, 12
-NAMES = ("fused", "by row", "packed", "whole")
+NAMES = ("fused", "by row", "packed", "in turn", "whole")
 TERMS = ("begin", "product", "moved", "read")
 
 
 def tables(rows: int, rng: torch.Generator) -> dict[str, torch.Tensor]:
-    """Return weights (b, 8): as many rows a part, by chance, mostly one part, two parts a row."""
+    """Return weights (b, 8): as many rows a part, by chance (sorted too), mostly one, two a row."""
     even = torch.nn.functional.one_hot(torch.arange(rows) * PARTS // rows, PARTS).float()
     chance = torch.randint(PARTS, (rows,), generator=rng)
     mostly = torch.where(torch.rand(rows, generator=rng) < 0.7, 0, chance)
@@ -41,6 +41,7 @@ def tables(rows: int, rng: torch.Generator) -> dict[str, torch.Tensor]:
     return {
         "even": even,
         "chance": hot(chance, PARTS).float(),
+        "sorted": hot(chance.sort().values, PARTS).float(),
         "mostly one": hot(mostly, PARTS).float(),
         "two": two.float(),
     }
@@ -70,7 +71,7 @@ def measured(steps: int) -> list[dict]:
     rng = torch.Generator().manual_seed(0)
     found = []
     grid = itertools.product(
-        (1, 8, 32), (1, 16, 50), (8, 32), ((384, 384), (384, 1536), (1536, 384))
+        (1, 8, 32), (1, 16, 50), (8, 32, 80), ((384, 384), (384, 1536), (1536, 384))
     )
     for rows, places, rank, (inputs, outputs) in grid:
         first = [torch.randn(PARTS, rank, inputs, generator=rng) for _ in range(LAYERS)]
@@ -83,10 +84,11 @@ def measured(steps: int) -> list[dict]:
             sizes = (
                 *(rows, places, inputs, PARTS, rank, outputs),
                 *(packed.used, packed.filled, packed.count, packed.straight),
+                packed.runs is not None,
             )
             times = {
                 way: timed(partial(layers, way, x, y, first, second, packed), steps)
-                for way in NAMES
+                for way in adding.counts(*sizes)
             }
             print(kind, sizes, times, file=sys.stderr, flush=True)
             found.append({"sizes": sizes, "times": times})
@@ -96,8 +98,9 @@ def measured(steps: int) -> list[dict]:
 def fitted(cases: list[dict]) -> dict[str, dict[str, float]]:
     out = {}
     for way in NAMES:
-        rows = np.array([[1.0, *adding.counts(*c["sizes"])[way]] for c in cases])
-        times = np.array([c["times"][way] for c in cases])
+        open_to = [c for c in cases if way in c["times"]]
+        rows = np.array([adding.counts(*c["sizes"])[way] for c in open_to], float)
+        times = np.array([c["times"][way] for c in open_to])
         found, _ = nnls(rows / times[:, None], np.ones(len(times)))
         out[way] = dict(zip(TERMS, map(float, found), strict=True))
     return out
@@ -109,8 +112,8 @@ def lost(cases: list[dict], costs: dict[str, dict[str, float]]) -> dict[str, flo
     for case in cases:
         counts = adding.counts(*case["sizes"])
         guess = {
-            way: sum(c * n for c, n in zip(costs[way].values(), (1, *counts[way]), strict=True))
-            for way in NAMES
+            way: sum(c * n for c, n in zip(costs[way].values(), counts[way], strict=True))
+            for way in counts
         }
         chosen = min(guess, key=guess.__getitem__)
         over.append(case["times"][chosen] / min(case["times"].values()))

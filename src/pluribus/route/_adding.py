@@ -3,6 +3,7 @@
     fused    each row by its own factors, read where they are (`kernels.low_rank_rows`)
     by row   in two batched products, of gathered factors
     packed   each part on its own rows, padded to as many as the part with most has
+    in turn  the same one after another, where a part's rows lie side by side; nothing is padded
     whole    all parts in use on all rows
 
 All are one formula; which is taken goes by the time each should take.
@@ -20,14 +21,15 @@ from pluribus.core.shapes import Float
 from pluribus.kernels.low_rank_rows import Updates
 from pluribus.route._packed import Packed
 
-# What a way takes, in microseconds: to begin, for a product, for a value that is copied to another
-# place, and for a value of a factor that is read. Fitted by `benchmarks/route_ways.py`, in float32
-# with two threads; only what is the quicker matters.
+# What a way takes, in microseconds: to begin, which "in turn" does for each part, for a product,
+# for a value that is copied to another place, and for a value of a factor that is read. Fitted by
+# `benchmarks/route_ways.py`, in float32 with two threads; only what is the quicker matters.
 COSTS = {
-    "fused": {"begin": 1.9, "product": 1.25e-5, "moved": 0.0, "read": 6.5e-5},
-    "by row": {"begin": 22.0, "product": 1.1e-5, "moved": 2.3e-4, "read": 0.0},
-    "packed": {"begin": 16.0, "product": 7.8e-6, "moved": 1.5e-4, "read": 1.0e-5},
-    "whole": {"begin": 33.0, "product": 6.0e-6, "moved": 3.1e-4, "read": 1.1e-4},
+    "fused": {"begin": 2.5, "product": 1.36e-5, "moved": 0.0, "read": 7.1e-5},
+    "by row": {"begin": 22.0, "product": 1.24e-5, "moved": 2.7e-4, "read": 0.0},
+    "packed": {"begin": 17.0, "product": 9.5e-6, "moved": 1.6e-4, "read": 1.1e-5},
+    "in turn": {"begin": 13.0, "product": 1.15e-5, "moved": 0.0, "read": 6.5e-5},
+    "whole": {"begin": 36.0, "product": 6.7e-6, "moved": 3.4e-4, "read": 1.7e-4},
 }
 # A layer's share of what only the others need once a batch: sorting rows, and tables of places.
 SHARE = 20.0
@@ -55,7 +57,7 @@ def added(
 
 def quickest(x: Tensor, second: Tensor, packed: Packed, *, fusible: bool = True) -> str:
     """Return the way of adding that should take the shortest time."""
-    sizes = packed.used, packed.filled, packed.count, packed.straight
+    sizes = packed.used, packed.filled, packed.count, packed.straight, packed.runs is not None
     return _quickest(fusible, *x.shape, *second.shape, *sizes)
 
 
@@ -79,33 +81,34 @@ def counts(
     filled: int,
     own: int,
     straight: bool,
-) -> dict[str, tuple[int, int, int]]:
-    """Return how many products each way takes, how many values it moves, and reads of factors."""
+    runs: bool,
+) -> dict[str, tuple[int, int, int, int]]:
+    """Return how often each way that is open begins, its products, values it moves and reads."""
     each = rank * (inputs + outputs)
     around = 0 if straight else places * (filled * (inputs + outputs) + own * outputs)
-    return {
-        "fused": (own * places * each, 0, used * each),
-        "by row": (own * places * each, own * each, 0),
-        "packed": (filled * places * each, around, members * each),
-        "whole": (
-            rows * used * places * each,
-            rows * places * (used * rank + outputs),
-            used * each,
-        ),
+    moved = rows * places * (used * rank + outputs)
+    found = {
+        "fused": (1, own * places * each, 0, used * each),
+        "by row": (1, own * places * each, own * each, 0),
+        "packed": (1, filled * places * each, around, members * each),
+        "whole": (1, rows * used * places * each, moved, used * each),
     }
+    return found | {"in turn": (used, own * places * each, 0, used * each)} if runs else found
 
 
 @lru_cache(1024)
 def _quickest(fusible: bool, *sizes: int) -> str:
     times = costs(*sizes)
     times["fused"] -= SHARE
-    return min(times if fusible else WAYS, key=times.__getitem__)
+    if not fusible:
+        del times["fused"]
+    return min(times, key=times.__getitem__)
 
 
 def costs(*sizes: int) -> dict[str, float]:
     """Return the time that each way should take for the arguments of `counts`, in microseconds."""
     return {
-        way: sum(cost * n for cost, n in zip(COSTS[way].values(), (1, *found), strict=True))
+        way: sum(cost * n for cost, n in zip(COSTS[way].values(), found, strict=True))
         for way, found in counts(*sizes).items()  # type: ignore[arg-type]
     }
 
@@ -130,7 +133,7 @@ def _learns(*tensors: Tensor) -> bool:
     return any(tensor.requires_grad for tensor in tensors)
 
 
-def _free(*tensors: Tensor) -> bool:
+def free(*tensors: Tensor) -> bool:
     """Whether nobody maps them or needs a gradient, so that the first may be written into."""
     if torch.is_grad_enabled() and _learns(*tensors):
         return False
@@ -158,7 +161,7 @@ def _by_row(x: Tensor, y: Tensor, first: Tensor, second: Tensor, packed: Packed)
         weights = places.weights.to(h.dtype).flatten()[places.slots]
         h = h * weights.repeat_interleave(first.shape[1], 1)[:, None]
     second = second[places.parts].flatten(1, 2)
-    return y.baddbmm_(h, second) if _free(y, h) else torch.baddbmm(y, h, second)
+    return y.baddbmm_(h, second) if free(y, h) else torch.baddbmm(y, h, second)
 
 
 def _packed(x: Tensor, y: Tensor, first: Tensor, second: Tensor, packed: Packed) -> Tensor:
@@ -174,15 +177,33 @@ def _packed(x: Tensor, y: Tensor, first: Tensor, second: Tensor, packed: Packed)
         h = (h.view(parts, most, x.shape[1], -1) * weights).view(h.shape)
     if packed.straight:
         flat = y.reshape(h.shape[0], h.shape[1], -1)
-        found = flat.baddbmm_(h, second) if _free(flat, h) else torch.baddbmm(flat, h, second)
+        found = flat.baddbmm_(h, second) if free(flat, h) else torch.baddbmm(flat, h, second)
         return found.view(y.shape)
     found = torch.bmm(h, second).view(parts * most, x.shape[1], -1)
     if not packed.even:
         found[-1] = 0  # what stands there is of a row that was read for nothing
     for column in places.slots.unbind(1):
         own = found.index_select(0, column)
-        y = y.add_(own) if _free(y, own) else y + own
+        y = y.add_(own) if free(y, own) else y + own
     return y
+
+
+def _in_turn(x: Tensor, y: Tensor, first: Tensor, second: Tensor, packed: Packed) -> Tensor:
+    assert packed.runs is not None
+    pieces, done = [], 0
+    in_place = y.is_contiguous() and free(y, x, packed.table)
+    for part, start, end in packed.runs:
+        h = x[start:end].flatten(0, 1) @ first[part].t()
+        if not packed.plain:
+            weights = packed.table[start:end, part].to(h.dtype).repeat_interleave(x.shape[1])
+            h = h * weights[:, None]
+        own = y[start:end].flatten(0, 1)
+        if in_place:
+            own.addmm_(h, second[part])
+            continue
+        pieces += [y[done:start], torch.addmm(own, h, second[part]).unflatten(0, (end - start, -1))]
+        done = end
+    return torch.cat([*pieces, y[done:]]) if pieces else y
 
 
 def _whole(x: Tensor, y: Tensor, first: Tensor, second: Tensor, packed: Packed) -> Tensor:
@@ -198,5 +219,6 @@ def _whole(x: Tensor, y: Tensor, first: Tensor, second: Tensor, packed: Packed) 
 WAYS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, Packed], Tensor]] = {
     "by row": _by_row,
     "packed": _packed,
+    "in turn": _in_turn,
     "whole": _whole,
 }

@@ -166,10 +166,18 @@ def mixed(found: Banks, weights: Float[Tensor, " t"], base: Tensor) -> Tensor:
 
 def by_row(found: Banks, route: Route, rows: int, base: Tensor) -> Shaped[Tensor, "b ..."]:
     """Return each row's own mixture of a small tensor."""
-    total = base.new_zeros(rows, *base.shape)
+    total: Tensor | None = None
     for bank in found:
         weights = route.of(rows, bank.members).to(base.dtype)
-        count = len(bank.members)
-        deltas = torch.stack([bank.at(i).delta(base).to(base.dtype) for i in range(count)])
-        total += (weights @ deltas.flatten(1)).view(rows, *base.shape)
-    return total
+        if isinstance(bank, DenseBank):
+            own = weights @ bank.values.to(base.dtype).flatten(1)
+        elif isinstance(bank, ScaledBank):
+            gains = weights @ bank.gains.to(base.dtype)
+            own = gains.view(rows, -1, *[1] * (base.ndim - 1)) * base
+        else:
+            count = len(bank.members)
+            deltas = torch.stack([bank.at(i).delta(base).to(base.dtype) for i in range(count)])
+            own = weights @ deltas.flatten(1)
+        own = own.view(rows, *base.shape)
+        total = own if total is None else total + own
+    return base.new_zeros(rows, *base.shape) if total is None else total

@@ -35,7 +35,7 @@ class Packed:
     """A table of weights (b, m), some of which are not 0.
 
     used      how many parts some row uses           even      whether all rows have as many parts
-    plain     the same, and all weights are 1        most      how many places each part needs; the
+    plain     the same, and all weights are 1,       most      how many places each part needs; the
     straight  whether the rows lie part by part                last is free unless rows are even
               already, as many of each
     """
@@ -45,7 +45,7 @@ class Packed:
         self.batch, self.members = values.shape
         self.count, self.used, most, fewest, widest, first, last, ones, down = counted(values)
         self.even = fewest == widest
-        self.plain = self.even and ones
+        self.plain = self.even and ones and not _learns(table)
         self.most = most + (not self.even)
         self.apart = widest <= 1
         self._near = slice(first, last + 1) if last - first < self.used < self.members else None
@@ -56,6 +56,25 @@ class Packed:
         self.ways: dict[tuple, str | Updates] = {}  # the quickest way of adding, for some shapes
         self.copied = False  # whether a layer's rows had to be brought together
         self._updates: dict[tuple[int, int], Updates] = {}
+
+    @cached_property
+    def runs(self) -> list[tuple[int, int, int]] | None:
+        """Where the rows lie part by part: (part, first row, row behind the last); else None."""
+        if not self.apart or not self.count:
+            return None
+        rows, parts = np.nonzero(self.values)
+        starts = np.flatnonzero(np.diff(parts, prepend=-1) | (np.diff(rows, prepend=-2) != 1))
+        if len(starts) != self.used:
+            return None
+        ends = np.append(starts[1:], len(rows)) - 1
+        return list(
+            zip(
+                parts[starts].tolist(),
+                rows[starts].tolist(),
+                (rows[ends] + 1).tolist(),
+                strict=True,
+            )
+        )
 
     @cached_property
     def in_use(self) -> tuple[Int[Tensor, " u"] | None, Float[Tensor, "b u"]]:
@@ -100,6 +119,15 @@ class Packed:
 
     def _moved(self, found: np.ndarray) -> Tensor:
         return torch.from_numpy(found).to(self.table.device)
+
+
+def _learns(table: Tensor) -> bool:
+    """Whether somebody asks for derivatives by the weights."""
+    return (
+        table.requires_grad
+        or peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+    )
 
 
 def followed() -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pluribus.core.errors import InputError, MismatchError
+from pluribus.route._adding import free
 from pluribus.route._banks import (
     Bank,
     Banks,
@@ -28,6 +29,7 @@ from pluribus.route._banks import (
 )
 from pluribus.route._batch import close
 from pluribus.route._inventory import is_transposed
+from pluribus.route._packed import Packed
 from pluribus.route._route import Current, Route
 from pluribus.route.parts import Activation, Bottleneck, activated
 
@@ -213,7 +215,7 @@ class LinearSite(Site):
 
         y = self.wholly(x, y, route, apply)
         bias = self.rows_of("bias", route, rows)
-        return y if bias is None else y + _spread(bias, y)
+        return y if bias is None else _plus(y, _spread(bias, y))
 
     def _low_rank(self, bank: LowRankBank, x: Tensor, y: Tensor, route: Route) -> Tensor:
         flat_x, flat_y = (some.reshape(len(x), -1, some.shape[-1]) for some in (x, y))
@@ -241,7 +243,7 @@ class ConvolutionSite(Site):
                 y = y + _channels(gains, y) * bare
         y = self.wholly(x, y, route, apply)
         bias = self.rows_of("bias", route, len(x))
-        return y if bias is None else y + _channels(bias, y)
+        return y if bias is None else _plus(y, _channels(bias, y))
 
     def _low_rank(
         self, bank: LowRankBank, x: Tensor, y: Tensor, route: Route, apply: Callable[..., Tensor]
@@ -257,10 +259,37 @@ class ConvolutionSite(Site):
                 found = apply(x, bank.at(number).delta(self.module.weight))
                 y = y + _channels(weights[:, number : number + 1], y) * found
             return y
+        packed = route.packed(len(x), bank.members)
+        if packed is None:
+            return y
         m, rank, _ = bank.a.shape
-        maps = apply(x, bank.a.to(x.dtype).view(m * rank, *shape[1:]))
-        maps = maps * _channels(weights.repeat_interleave(rank, 1), maps)
-        return y + torch.einsum("br...,rR->bR...", maps, bank.b.to(x.dtype).flatten(0, 1))
+        if 2 * packed.filled > len(x) * packed.used:  # most parts on most rows
+            maps = apply(x, bank.a.to(x.dtype).view(m * rank, *shape[1:]))
+            maps = maps * _channels(weights.repeat_interleave(rank, 1), maps)
+            return y + torch.einsum("br...,rR->bR...", maps, bank.b.to(x.dtype).flatten(0, 1))
+        return y + self._packed(bank, x, y, packed, apply)
+
+    def _packed(
+        self, bank: LowRankBank, x: Tensor, y: Tensor, packed: Packed, apply: Callable[..., Tensor]
+    ) -> Tensor:
+        """Convolve each part's `a` with its own rows alone: parts are groups of channels."""
+        places = packed.places
+        parts, most = places.rows.shape
+        a, b = bank.a.to(x.dtype), bank.b.to(x.dtype)
+        if places.owners is not None:
+            a, b = a[places.owners], b[places.owners]
+        rank = a.shape[1]
+        picked = x.index_select(0, places.rows.flatten()).view(parts, most, *x.shape[1:])
+        picked = picked.transpose(0, 1).reshape(most, -1, *x.shape[2:])
+        maps = apply(picked, a.reshape(parts * rank, *self.module.weight.shape[1:]), parts)
+        maps = maps.view(most, parts, rank, -1).permute(1, 0, 2, 3)
+        if not packed.plain:
+            maps = maps * places.weights.to(maps.dtype)[:, :, None, None]
+        found = (b.transpose(1, 2)[:, None] @ maps).view(parts * most, *y.shape[1:])
+        if not packed.even:
+            found[-1] = 0  # what stands there is of a row that was read for nothing
+        out, *others = (found.index_select(0, column) for column in places.slots.unbind(1))
+        return sum(others, out)
 
 
 class EmbeddingSite(Site):
@@ -355,8 +384,14 @@ class NormSite(Site):
         gain, bias = (self.rows_of(name, route, len(x)) for name in ("weight", "bias"))
         spread = _channels if isinstance(self.module, nn.GroupNorm) else self._last
         if gain is not None:
-            y = y + (spread(gain, y) * self._normed(x)).to(y.dtype)
-        return y if bias is None else y + spread(bias, y)
+            normed, gain = self._normed(x), spread(gain, y)
+            if normed.dtype is not y.dtype:
+                y = y + (gain * normed).to(y.dtype)
+            elif free(y, gain, normed):
+                y = y.addcmul_(gain, normed)
+            else:
+                y = torch.addcmul(y, gain, normed)
+        return y if bias is None else _plus(y, spread(bias, y))
 
     def _as_usual(self, x: Tensor, y: Tensor) -> bool:
         if self.module.normalized_shape != x.shape[-len(self.module.normalized_shape) :]:
@@ -466,6 +501,11 @@ class AdapterSite(Site):
         )
         kind = self.activations[self.members.index(number)]
         return Bottleneck(down, down_bias, up, up_bias, kind)
+
+
+def _plus(y: Tensor, more: Tensor) -> Tensor:
+    """Add to a layer's output, in its place if nobody needs it as it was."""
+    return y.add_(more) if free(y, more) else y + more
 
 
 def _spread(rows: Tensor, y: Tensor) -> Tensor:

@@ -39,8 +39,9 @@ class Embeddings(nn.Module):
 
     def forward(self, ids: Int[Tensor, "b s"]) -> Float[Tensor, "b s d"]:
         """Return the first hidden states."""
-        positions = self.position_embeddings.weight[: ids.shape[1]]
-        kind = self.token_type_embeddings.weight[0]
+        places = torch.arange(ids.shape[1], device=ids.device)[None]
+        positions = self.position_embeddings(places)
+        kind = self.token_type_embeddings(torch.zeros_like(places))
         return self.LayerNorm(self.word_embeddings(ids) + positions + kind)
 
 
