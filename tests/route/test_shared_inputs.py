@@ -50,7 +50,12 @@ HOW = ("row", "repeated", "line", "line, one more axis", "backwards", "pairs", "
 def composite(how: str, form: str) -> Routed:
     torch.manual_seed(0)
     base = Net(how).eval()
-    return Routed(base, parts_of(base, form))
+    unused = ("kinds", "places") if how == "flat" else ("kinds",)  # they would be run apart
+    parts = {
+        label: {n: d for n, d in part.items() if not n.startswith(unused)}
+        for label, part in parts_of(base, form).items()
+    }
+    return Routed(base, parts)
 
 
 def parts_of(base: nn.Module, form: str) -> dict:
@@ -91,18 +96,28 @@ def test_rows_that_share_ids_have_their_own_deltas(how, form, places, mixture):
                 found = routed(ids, weights=table)
                 torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
         assert float((expected - routed.base(ids)).abs().max()) > 1e-3
+    apart = how in ("line, one more axis", "pairs", "one") and mixture != "same"
+    together = {"words.weight"} if how == "pairs" and places == 6 else set()  # as they look alike
+    assert set(routed.report()["run_apart"]) == ({"places.weight"} | together if apart else set())
 
 
 @pytest.mark.parametrize("kinds", [[0, 1, 2], [2, 0, 2]])
 def test_an_id_for_each_input_is_no_place(kinds):
     """Whether or not they happen to count up."""
-    routed, ids, table = composite("row", "dense"), torch.randint(WORDS, (3, 5)), torch.eye(3)
+    torch.manual_seed(0)
+    base = Net("row").eval()
+    routed, ids, table = (
+        Routed(base, parts_of(base, "dense")),
+        torch.randint(WORDS, (3, 5)),
+        torch.eye(3),
+    )
     given = torch.tensor(kinds)
     with torch.no_grad():
         expected = alone(routed, table, ids, given)
         for _ in range(2):
             found = routed(ids, given, weights=table)
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert routed.report()["run_apart"] == []
 
 
 @pytest.mark.parametrize("how", HOW)
@@ -176,6 +191,32 @@ def test_whole_checkpoints_of_models_of_transformers(kind, places):
                 torch.testing.assert_close(
                     found[row : row + 1], one.last_hidden_state, rtol=1e-4, atol=1e-4
                 )
+
+
+@pytest.mark.parametrize("how", ["line", "backwards", "repeated"])
+def test_low_precision_is_no_disagreement(how):
+    routed, ids = composite(how, "dense"), torch.randint(WORDS, (6, 5))
+    routed.to(torch.bfloat16)
+    with torch.no_grad():
+        routed(ids, weights=torch.rand(6, 3))
+    assert routed.report()["run_apart"] == []
+
+
+def test_a_base_whose_rows_depend_on_each_other_still_runs():
+    class Centred(Net):
+        """Takes the batch's mean off."""
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+            """Return (b, 4)."""
+            out = super().forward(ids)
+            return out - out.mean(0)
+
+    torch.manual_seed(0)
+    base = Centred("row").eval()
+    routed = Routed(base, parts_of(base, "dense"))
+    found = routed(torch.randint(WORDS, (6, 5)), weights=torch.rand(6, 3))
+    assert found.shape == (6, 4)
+    assert bool(found.isfinite().all())
 
 
 class Channels(nn.LayerNorm):

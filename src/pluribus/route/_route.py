@@ -38,7 +38,7 @@ class Route:
         self.weights = weights
         self._seen = self._values.tobytes()
         self.rows = len(weights)
-        self.unsure: dict[Any, bool] | None = None  # what sites guessed; None: they must not
+        self.unsure: dict[Any, tuple[bool, bool]] | None = None  # see `note`; None: not checked
         self._known: dict[tuple, Any] = {}
         self._packed: dict[tuple[int, tuple[int, ...]], Packed | None] = {}
 
@@ -47,20 +47,22 @@ class Route:
         """Whether all rows have the same mixture."""
         return bool((self._values == self._values[:1]).all())
 
-    def guess(self, site: Any, found: bool) -> None:
+    def note(self, site: Any, shared: bool, *, doubtful: bool) -> None:
         """Note what a site takes for granted, to be checked once the batch has run.
 
-        Raises InputError where nothing checks it. Rows of one mixture need no check.
+        Raises InputError if it is doubtful and nothing checks it. Rows of one mixture need no
+        check.
         """
         if self.same:
             return
-        if self.unsure is None:
+        if self.unsure is not None:
+            self.unsure[site] = shared, doubtful
+        elif doubtful:
             raise InputError(
                 f"how rows with different mixtures go through {site.path} is not known yet; call "
                 "the composite once on a batch of plain tensors, without an attention cache, or "
                 "give rows of one mixture"
             )
-        self.unsure[site] = found
 
     def serves(self, weights: Float[Tensor, "b t"]) -> bool:
         """Whether these weights are the same, so that what was worked out holds for them too."""

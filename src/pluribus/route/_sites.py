@@ -120,9 +120,6 @@ class Site(nn.Module, ABC):
     def mix(self, x: Tensor, y: Tensor, route: Route) -> Tensor:
         """Return the output with every row's mixture of parts."""
 
-    def settle(self, found: bool) -> None:
-        """Take a guess for the truth."""
-
     def rows_of(self, name: str, route: Route, rows: int) -> Tensor | None:
         """Return each row's delta of a small tensor (b, ...), or None if there is none."""
         found = self.of(name)
@@ -296,8 +293,8 @@ class EmbeddingSite(Site):
     """Rows of a table.
 
     Ids may be the same for all inputs, as places are: (1, s), (s,). The output then gets a row for
-    each input. Of ids (s,) nobody knows whose they are, and the composite sees whether a first
-    guess gives what rows alone give (`Route.guess`); `shared` is what it found.
+    each input. Shapes alone do not tell, so the composite checks on its first mixed batch that it
+    gives what rows alone give (`Route.note`); `shared` is what it found of ids unlike (b, ...).
     """
 
     tensors = ("weight",)
@@ -305,24 +302,24 @@ class EmbeddingSite(Site):
     def __init__(self, path: str, module: nn.Module, tables: Mapping[str, Banks]) -> None:
         super().__init__(path, module, tables)
         self.shared: bool | None = None
-
-    def settle(self, found: bool) -> None:
-        """See `Site.settle`."""
-        self.shared = found
+        self.known: set[bool] = set()
 
     def mix(self, x: Tensor, y: Tensor, route: Route) -> Tensor:
         """See `Site.mix`; x are the ids (b, ...)."""
-        if x.ndim > 1 and len(x) == route.rows:
-            return self._own(x, y, route)
-        if route.same and not route.weights.requires_grad:
+        by_row = x.ndim > 1 and len(x) == route.rows
+        if not by_row and route.same and not route.weights.requires_grad:
             return self._common(x, y, route.weights[:1])[0]
-        if x.ndim > 1 and len(x) == 1:  # as models of transformers number their places
-            return self._common(x[0], y[0], route.weights)
-        shared = self.shared
-        if shared is None:
-            shared = not x.ndim or len(x) % route.rows != 0 or _counts(x)
-            route.guess(self, shared)
-        return self._common(x, y, route.weights) if shared else self._own(x, y, route)
+        one = x.ndim > 1 and len(x) == 1  # as models of transformers number their places
+        doubtful = not by_row and not one
+        if doubtful and self.shared is not None:
+            shared = self.shared
+        else:
+            shared = one or (doubtful and (not x.ndim or len(x) % route.rows != 0 or _counts(x)))
+        if shared not in self.known:
+            route.note(self, shared, doubtful=doubtful)
+        if not shared:
+            return self._own(x, y, route)
+        return self._common(x[0], y[0], route.weights) if one else self._common(x, y, route.weights)
 
     def _own(self, x: Tensor, y: Tensor, route: Route) -> Tensor:
         """Add each row's deltas at its own ids (b, ...)."""

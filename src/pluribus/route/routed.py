@@ -30,18 +30,17 @@ from pluribus.route._around import Around
 from pluribus.route._banks import Banks
 from pluribus.route._batch import (
     begun_as,
-    close,
     joined,
     remember,
     rows_of,
     shapes_of,
-    splits,
     taken,
 )
+from pluribus.route._checking import checked
 from pluribus.route._packed import followed
 from pluribus.route._placing import placed
 from pluribus.route._route import Current, Route
-from pluribus.route._sites import AdapterSite, Site, UnlikeError
+from pluribus.route._sites import AdapterSite, Site
 from pluribus.route._switch import Switch
 from pluribus.route.features import Features, features_of
 from pluribus.route.parts import Bottleneck, Delta, Part
@@ -269,11 +268,11 @@ class Routed(Around):
         order = None if shapes is None or shapes in self._unsorted else self._sorted(table)
         if order is None:
             route = self._known(table)
-            out = self._checked(args, kwargs, route)
+            out = checked(self._mixed, self._demote, args, kwargs, route)
         else:
             route = self._known(table[order])
             some, named = taken(args, kwargs, order, rows)
-            out = joined([self._checked(some, named, route)], [order], rows)
+            out = joined([checked(self._mixed, self._demote, some, named, route)], [order], rows)
         if shapes is not None and not torch.is_grad_enabled():
             if route.copied:
                 self._unsorted.discard(shapes)
@@ -288,49 +287,6 @@ class Routed(Around):
         if self._last is None or not self._last.serves(table):
             self._last = Route(table.clone())  # which nobody else can change
         return self._last
-
-    def _checked(self, args: tuple, kwargs: dict[str, Any], route: Route) -> Any:
-        """Run a batch; where layers had to guess whose inputs they were given, see if it is right.
-
-        Which is only asked of the first batch that can tell: rows of one mixture run alone, where
-        all guesses come to the same. Layers that guessed wrong are mixed as odd tensors then on.
-        """
-        route.unsure = {} if splits(args, kwargs) else None
-        failed: Exception | None = None
-        out: Any = None
-        try:
-            out = self._mixed(args, kwargs, route)
-        except UnlikeError as error:
-            if route.unsure is None:
-                raise
-            self._demote([error.site])
-            return self._checked(args, kwargs, Route(route.weights))
-        except (RuntimeError, IndexError, TypeError, ValueError) as error:
-            if not route.unsure:
-                raise
-            failed = error
-        if not (guessed := route.unsure):
-            return out
-        route.unsure = None
-        if failed is None:
-            with torch.no_grad():
-                expected = self._apart(args, kwargs, route.weights.detach())
-            if close(out, expected):
-                for site, found in guessed.items():
-                    site.settle(found)
-                return out
-        self._demote(list(guessed))
-        return self._mixed(args, kwargs, Route(route.weights))
-
-    def _apart(self, args: tuple, kwargs: dict[str, Any], table: Tensor) -> Any:
-        """Run rows of each mixture alone."""
-        outputs, all_places = [], []
-        for mixture in table.unique(dim=0):
-            places = (table == mixture).all(1).nonzero().flatten()
-            some, named = taken(args, kwargs, places, len(table))
-            outputs.append(self._mixed(some, named, Route(table[places])))
-            all_places.append(places)
-        return joined(outputs, all_places, len(table))
 
     def _mixed(self, args: tuple, kwargs: dict[str, Any], route: Route) -> Any:
         odd = self.odd
