@@ -23,23 +23,33 @@ Run = Callable[[tuple, dict[str, Any], Route], Any]
 
 
 def checked(
-    run: Run,
+    plain: Run,
     demote: Callable[[Sequence[Site]], None],
     args: tuple,
     kwargs: dict[str, Any],
     route: Route,
 ) -> Any:
-    """Return what `run` gives; with `demote`, layers are taken out that cannot be mixed right."""
-    route.unsure = {} if splits(args, kwargs) else None
+    """Return what `plain` gives; with `demote`, layers are taken out that cannot be mixed right."""
+    if not splits(args, kwargs):
+        route.unsure = None
+        return plain(args, kwargs, route)
+
+    def run(args: tuple, kwargs: dict[str, Any], route: Route) -> Any:
+        """Run, without the modules that turn out to be unlike what they seem."""
+        while True:
+            route.unsure = {}
+            try:
+                return plain(args, kwargs, route)
+            except UnlikeError as error:
+                # Wrong numbers of rows may come of a wrong guess before.
+                if not error.certain and any(doubtful for _, doubtful in route.unsure.values()):
+                    raise
+                demote([error.site])
+
     failed: Exception | None = None
     out: Any = None
     try:
         out = run(args, kwargs, route)
-    except UnlikeError as error:
-        if route.unsure is None:
-            raise
-        demote([error.site])
-        return checked(run, demote, args, kwargs, Route(route.weights))
     except WRONG as error:
         if not route.unsure:
             raise
@@ -53,13 +63,15 @@ def checked(
         return out
     for others in _others(guessed):
         for site, (shared, doubtful) in others.items():
-            site.shared = shared if doubtful else site.shared
+            if doubtful:
+                site.shared = shared
         out, right = _tried(run, args, kwargs, route, alone)
         if right:
             _settle(others)
             return out
     for site, (_, doubtful) in guessed.items():
-        site.shared = None if doubtful else site.shared
+        if doubtful:
+            site.shared = None
     for some in _doubted(guessed):
         demote(some)
         out, right = _tried(run, args, kwargs, route, alone)
@@ -75,7 +87,8 @@ Guesses = dict[Any, tuple[bool, bool]]  # for each site: inputs are shared, whic
 def _settle(guessed: Guesses) -> None:
     for site, (shared, doubtful) in guessed.items():
         site.known.add(shared)
-        site.shared = shared if doubtful else site.shared
+        if doubtful:
+            site.shared = shared
 
 
 def _doubted(guessed: Guesses) -> Iterator[list[Site]]:
@@ -90,10 +103,8 @@ def _tried(
     run: Run, args: tuple, kwargs: dict[str, Any], route: Route, alone: Sequence[tuple[Tensor, Any]]
 ) -> tuple[Any, bool]:
     """Return what a batch gives, and whether it is right."""
-    trial = Route(route.weights)
-    trial.unsure = {}
     try:
-        out = run(args, kwargs, trial)
+        out = run(args, kwargs, Route(route.weights))
     except WRONG:
         return None, False
     return out, _agree(out, alone, route.rows)

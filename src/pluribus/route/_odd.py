@@ -27,6 +27,7 @@ class Odd(nn.Module):
         self.names: tuple[str, ...] = ()
         self.found = nn.ModuleList()
         self.spreads: bool | None = None  # whether each takes a row of its own; None: not tried
+        self.axes = 0  # of length 1 between a row and the values of a vector
         for name, found in tables.items():
             self.add(name, found)
 
@@ -66,18 +67,24 @@ class Odd(nn.Module):
 
         def made(found: Banks, own: Tensor) -> Tensor:
             rows = by_row(found, route, route.rows, own) + own
+            if own.ndim == 1:
+                return rows.view(len(rows), *[1] * self.axes, -1)
             return rows[:, 0] if own.ndim > 1 and len(own) == 1 else rows
 
         return self._replaced(made)
 
     def agrees(self, expected: Any, args: tuple, kwargs: dict[str, Any], route: Route) -> bool:
-        """Whether a tensor for each row gives the outputs that are expected."""
-        try:
-            with torch.no_grad(), self.spread(route):
-                found = self._base[0](*args, **kwargs)
-        except (RuntimeError, IndexError, ValueError):  # shapes that do not broadcast
-            return False
-        return close(found, expected)
+        """Whether a tensor for each row gives the outputs that are expected, in some form."""
+        for self.axes in (0, 1, 2):  # (b, d), (b, 1, d) as class tokens, (b, 1, 1, d) as scales
+            try:
+                with torch.no_grad(), self.spread(route):
+                    found = self._base[0](*args, **kwargs)
+            except (RuntimeError, IndexError, ValueError):  # shapes that do not broadcast
+                continue
+            if close(found, expected):
+                return True
+        self.axes = 0
+        return False
 
     @contextmanager
     def _replaced(self, made: Callable[[Banks, Tensor], Tensor]) -> Iterator[None]:

@@ -46,8 +46,7 @@ def mixer(module: nn.Module) -> "type[Site] | None":
     if isinstance(module, nn.Linear) or is_transposed(module):
         return LinearSite
     if isinstance(module, nn.Embedding) and module.max_norm is None:
-        # One with a forward of its own looks up other ids than it is given, as places are.
-        return EmbeddingSite if type(module).forward is nn.Embedding.forward else None
+        return EmbeddingSite if type(module).forward is nn.Embedding.forward else LookupSite
     if type(module) in CONVOLUTIONS and getattr(module, "padding_mode", "zeros") == "zeros":
         return ConvolutionSite
     if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
@@ -71,15 +70,18 @@ def _epsilon(module: nn.Module) -> float | None:
 
 
 class UnlikeError(InputError):
-    """A module is not what its class says, so that nothing can be mixed where it runs."""
+    """A module is not what its class says, so that nothing can be mixed where it runs.
 
-    def __init__(self, site: "Site") -> None:
+    `certain`: whatever it was given.
+    """
+
+    def __init__(self, site: "Site", what: str, *, certain: bool = True) -> None:
         super().__init__(
-            f"{site.path} ({type(site.module).__name__}) has a forward of its own, so that its "
-            "parts cannot be mixed where it runs; call the composite once on a batch of plain "
-            "tensors, without an attention cache, and it finds another way"
+            f"{site.path} ({type(site.module).__name__}) {what}, so that its parts cannot be mixed "
+            "where it runs; call the composite once on a batch of plain tensors, without an "
+            "attention cache, and it finds another way"
         )
-        self.site = site
+        self.site, self.certain = site, certain
 
 
 class Site(nn.Module, ABC):
@@ -93,6 +95,7 @@ class Site(nn.Module, ABC):
         self._module = [module]  # in a list: it stays the base's child, not ours
         self.banks = nn.ModuleDict(tables)
         self.seen = False
+        self.known: set[bool] = set()  # which guesses turned out right: see `Route.note`
 
     @property
     def module(self) -> Any:
@@ -112,9 +115,23 @@ class Site(nn.Module, ABC):
             if not self.seen:
                 self.seen = True
             x = args[0] if args else next(iter(kwargs.values()))
+            if not x.ndim or len(x) != current.route.rows:
+                self.unlike_batch(x, current.route)
             return self.mix(x, out, current.route)
 
         return self.module.register_forward_hook(hook, with_kwargs=True)
+
+    def unlike_batch(self, x: Tensor, route: Route) -> None:
+        """Take inputs (b s, ...) for the batch's, flattened, which is checked where it can be.
+
+        They may be what all inputs share. Raises UnlikeError if they are not so many.
+        """
+        given = len(x) if x.ndim else 0
+        if not given or given % route.rows:
+            what = f"was given {given} rows of a batch of {route.rows}"
+            raise UnlikeError(self, what, certain=False)
+        if True not in self.known:
+            route.note(self, True, doubtful=False)
 
     @abstractmethod
     def mix(self, x: Tensor, y: Tensor, route: Route) -> Tensor:
@@ -186,6 +203,8 @@ class LinearSite(Site):
             if not self.seen:
                 self.seen = True
             x = args[0] if args else next(iter(kwargs.values()))
+            if x.size(0) != current.route.rows:
+                self.unlike_batch(x, current.route)
             if x.ndim == 3:
                 return add(x, out, current.route, transposed=transposed)
             return self.mix(x, out, current.route)
@@ -302,35 +321,42 @@ class EmbeddingSite(Site):
     def __init__(self, path: str, module: nn.Module, tables: Mapping[str, Banks]) -> None:
         super().__init__(path, module, tables)
         self.shared: bool | None = None
-        self.known: set[bool] = set()
+
+    def unlike_batch(self, x: Tensor, route: Route) -> None:
+        """See `mix`."""
 
     def mix(self, x: Tensor, y: Tensor, route: Route) -> Tensor:
         """See `Site.mix`; x are the ids (b, ...)."""
-        by_row = x.ndim > 1 and len(x) == route.rows
+        by_row = y.ndim > 2 and len(y) == route.rows
         if not by_row and route.same and not route.weights.requires_grad:
             return self._common(x, y, route.weights[:1])[0]
-        one = x.ndim > 1 and len(x) == 1  # as models of transformers number their places
+        one = y.ndim > 2 and len(y) == 1  # as models of transformers number their places
         doubtful = not by_row and not one
         if doubtful and self.shared is not None:
             shared = self.shared
         else:
-            shared = one or (doubtful and (not x.ndim or len(x) % route.rows != 0 or _counts(x)))
+            shared = one or (doubtful and self._seems_shared(x, y, route.rows))
         if shared not in self.known:
             route.note(self, shared, doubtful=doubtful)
         if not shared:
             return self._own(x, y, route)
-        return self._common(x[0], y[0], route.weights) if one else self._common(x, y, route.weights)
+        if one and len(x) == 1:
+            x, y = x[0], y[0]
+        return self._common(x, y, route.weights)
+
+    def _seems_shared(self, x: Tensor, y: Tensor, rows: int) -> bool:
+        return not x.ndim or len(x) % rows != 0 or _counts(x)
 
     def _own(self, x: Tensor, y: Tensor, route: Route) -> Tensor:
         """Add each row's deltas at its own ids (b, ...)."""
         for bank in self.of("weight"):
-            weights = route.of(len(x), bank.members).to(y.dtype)
+            weights = route.of(len(y), bank.members).to(y.dtype)
             for place in range(len(bank.members)):
                 rows = weights[:, place].detach().nonzero().flatten()
                 if not len(rows):
                     continue
-                every = len(rows) == len(x)
-                found = self._rows(bank, place, x if every else x[rows]).to(y.dtype)
+                every = len(rows) == len(y)
+                found = self._rows(bank, place, x, None if every else rows).to(y.dtype)
                 found = _spread(weights[rows, place : place + 1], found) * found
                 y = y + found if every else y.index_add(0, rows, found)
         return y
@@ -341,18 +367,77 @@ class EmbeddingSite(Site):
         for bank in self.of("weight"):
             weights = table[:, list(bank.members)].to(y.dtype)
             for place in weights.detach().any(0).nonzero().flatten().tolist():
-                found = self._rows(bank, place, x).to(y.dtype)
+                found = self._rows(bank, place, x, None).to(y.dtype).view(y.shape[1:])
                 y = y + weights[:, place].view(-1, *[1] * found.ndim) * found
         return y
 
-    def _rows(self, bank: Bank, place: int, ids: Tensor) -> Tensor:
-        """Return one part's deltas of some rows of the table."""
+    def _rows(self, bank: Bank, place: int, ids: Tensor, rows: Tensor | None) -> Tensor:
+        """Return one part's deltas of the ids' rows of the table, for all inputs or some."""
+        ids = ids if rows is None else ids[rows]
         if isinstance(bank, LowRankBank):
             b, a = bank.b[place], bank.a[place]
             return b.t()[ids].to(self.module.weight.dtype) @ a.to(self.module.weight.dtype)
         if isinstance(bank, DenseBank):
             return bank.values[place][ids]
         return bank.at(place).delta(self.module.weight)[ids]
+
+
+class LookupSite(EmbeddingSite):
+    """Tables with a forward of their own: other ids than those given, as places; a factor.
+
+    That forward runs on each part's own table, since what it gives is linear in the table, which is
+    tried once.
+    """
+
+    def __init__(self, path: str, module: nn.Module, tables: Mapping[str, Banks]) -> None:
+        super().__init__(path, module, tables)
+        self.linear = False
+        self._given: tuple[tuple, dict[str, Any]] = (), {}
+
+    def attach(self, current: Current) -> Any:
+        """See `Site.attach`."""
+
+        def hook(module: nn.Module, args: tuple, kwargs: dict, out: Any) -> Any:
+            if current.route is None:
+                return None
+            self.seen = True
+            self._given = args, kwargs
+            try:
+                return self.mix(torch.empty(len(out), 0), out, current.route)
+            finally:
+                self._given = (), {}
+
+        return self.module.register_forward_hook(hook, with_kwargs=True)
+
+    def mix(self, x: Tensor, y: Tensor, route: Route) -> Tensor:
+        """See `Site.mix`. Raises UnlikeError if the output is not linear in the table."""
+        if not self.linear:
+            twice = self._looked_up(2 * self.module.weight.detach())
+            self.linear = isinstance(y, Tensor) and close(twice, 2 * y)
+            if not self.linear:
+                raise UnlikeError(self, "has a forward of its own")
+        return super().mix(x, y, route)
+
+    def _looked_up(self, table: Tensor) -> Tensor:
+        args, kwargs = self._given
+        parameters = self.module._parameters
+        own = parameters["weight"]
+        try:
+            parameters["weight"] = table
+            return type(self.module).forward(self.module, *args, **kwargs)
+        finally:
+            parameters["weight"] = own
+
+    def _seems_shared(self, x: Tensor, y: Tensor, rows: int) -> bool:
+        return True
+
+    def _rows(self, bank: Bank, place: int, ids: Tensor, rows: Tensor | None) -> Tensor:
+        kind = self.module.weight.dtype
+        if isinstance(bank, LowRankBank):
+            found = self._looked_up(bank.b[place].t().to(kind)) @ bank.a[place].to(kind)
+        else:
+            found = self._looked_up(bank.at(place).delta(self.module.weight).to(kind))
+        return found if rows is None else found[rows]
 
 
 def _counts(ids: Tensor) -> bool:
@@ -377,7 +462,7 @@ class NormSite(Site):
         if not self.usual:
             self.usual = self._as_usual(x, y)
             if not self.usual:
-                raise UnlikeError(self)
+                raise UnlikeError(self, "has a forward of its own")
         gain, bias = (self.rows_of(name, route, len(x)) for name in ("weight", "bias"))
         spread = _channels if isinstance(self.module, nn.GroupNorm) else self._last
         if gain is not None:
