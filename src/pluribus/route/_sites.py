@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pluribus.core.errors import InputError, MismatchError
+from pluribus.core.errors import MismatchError
 from pluribus.route._adding import free
 from pluribus.route._banks import (
     Bank,
@@ -69,7 +69,7 @@ def _epsilon(module: nn.Module) -> float | None:
     return None
 
 
-class UnlikeError(InputError):
+class UnlikeError(MismatchError):
     """A module is not what its class says, so that nothing can be mixed where it runs.
 
     `certain`: whatever it was given.
@@ -128,7 +128,7 @@ class Site(nn.Module, ABC):
         """
         given = len(x) if x.ndim else 0
         if not given or given % route.rows:
-            what = f"was given {given} rows of a batch of {route.rows}"
+            what = f"was given {given} rows, but the route is for a batch of {route.rows}"
             raise UnlikeError(self, what, certain=False)
         if True not in self.known:
             route.note(self, True, doubtful=False)
