@@ -11,20 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pluribus.core.errors import InputError, MismatchError
 from pluribus.route._batch import close, own_rows, splits, taken
 from pluribus.route._route import Route
 from pluribus.route._sites import Site, UnlikeError
 
 FEW = 3  # rows that run alone, of different mixtures
-WRONG = (
-    InputError,
-    MismatchError,
-    RuntimeError,
-    IndexError,
-    TypeError,
-    ValueError,
-)  # what wrong shapes raise
+WRONG = (RuntimeError, IndexError, TypeError, ValueError)  # what wrong shapes raise
 
 Run = Callable[[tuple, dict[str, Any], Route], Any]
 
