@@ -134,65 +134,6 @@ def test_gradients_of_the_weights_are_those_of_rows_alone(how):
     torch.testing.assert_close(found.grad, expected, rtol=1e-3, atol=1e-4)
 
 
-def checkpoints(net: nn.Module) -> tuple[dict, dict]:
-    base = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    torch.manual_seed(1)
-    experts = {}
-    for label in ("a", "b", "c"):
-        noise = {}  # tensors that are one in the model are one in the experts
-        for tensor in net.state_dict().values():
-            noise.setdefault(tensor.data_ptr(), 0.05 * torch.randn(tensor.shape))
-        experts[label] = {
-            name: tensor + noise[tensor.data_ptr()] if tensor.is_floating_point() else tensor
-            for name, tensor in net.state_dict().items()
-        }
-    return base, experts
-
-
-@pytest.mark.parametrize("kind", ["bert", "gpt2", "t5"])
-@pytest.mark.parametrize("places", [5, 7])
-def test_whole_checkpoints_of_models_of_transformers(kind, places):
-    transformers = pytest.importorskip("transformers")
-    from pluribus.route import from_checkpoints
-
-    small = {"vocab_size": 50}
-    if kind == "bert":
-        config = transformers.BertConfig(
-            hidden_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=32,
-            max_position_embeddings=16,
-            **small,
-        )
-        net = transformers.BertModel(config).eval()
-    elif kind == "gpt2":
-        ends = {"bos_token_id": 0, "eos_token_id": 0}
-        config = transformers.GPT2Config(
-            n_embd=16, n_layer=1, n_head=2, n_positions=16, **ends, **small
-        )
-        net = transformers.GPT2Model(config).eval()
-    else:
-        config = transformers.T5Config(
-            d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, **small
-        )
-        net = transformers.T5EncoderModel(config).eval()
-    base, experts = checkpoints(net)
-    routed = from_checkpoints(net, base, experts, rank=4)
-    ids, names = torch.randint(1, 50, (5, places)), ["a", "b", "c", "a", "b"]
-    with torch.no_grad():
-        for _ in range(2):
-            found = routed(input_ids=ids, weights=names).last_hidden_state
-            for row, name in enumerate(names):
-                own = routed.materialise(name)
-                one = functional_call(
-                    net, own, (), {"input_ids": ids[row : row + 1]}, tie_weights=False
-                )
-                torch.testing.assert_close(
-                    found[row : row + 1], one.last_hidden_state, rtol=1e-4, atol=1e-4
-                )
-
-
 @pytest.mark.parametrize("how", ["line", "backwards", "repeated"])
 def test_low_precision_is_no_disagreement(how):
     routed, ids = composite(how, "dense"), torch.randint(WORDS, (6, 5))
